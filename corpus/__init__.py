@@ -1,0 +1,1 @@
+"""Genomes to sequences: readers of biological files and the preparation of pre-training corpora."""

@@ -1,0 +1,1 @@
+"""What the training scripts share: data, masking, collation, schedules, callbacks."""
