@@ -1,0 +1,53 @@
+# StrandBERT: `make quickstart` and `make test` do everything from an empty machine with Python 3.10 or later.
+PYTHON ?= python3
+VENV ?= .venv
+FASTA ?=
+OUTPUT ?= quickstart
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+OLDEST := .matrix/transformers-4.57
+TRITON := .matrix/triton
+PIP := $(PY) -m pip install --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test test-matrix lint clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make quickstart FASTA=genome.fa.gz    the quick start on your own genome (plain, .gz or .bgz)"
+	@echo "  make test PYTHON=python3.12           any target with another interpreter (VENV=.venv312 keeps both)"
+
+venv: $(INSTALLED)  ## Make .venv and install the pinned versions (runs by itself when needed)
+
+# torch comes first and alone, so that a torch which is already there (CPU, CUDA or ROCm build) is kept.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e ".[train,dev]"
+	@touch $@
+
+quickstart: $(INSTALLED)  ## Pre-train a tiny model on a synthetic genome (or FASTA=...) and fill a mask
+	$(PY) quickstart.py --output $(OUTPUT) $(if $(FASTA),--fasta "$(FASTA)")
+
+# pytest comes last: its closing line is the last line of `make test` and of .ci/run.
+test: test-matrix  ## Load matrix, then all tests
+	$(PY) -m pytest -n logical --maxprocesses 8
+
+test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a model folder with the oldest and newest transformers
+	$(PY) tests/matrix/run_matrix.py --oldest $(OLDEST) --triton $(TRITON)
+
+# Overlays for PYTHONPATH: only the packages that differ from $(VENV), never torch.
+.matrix/%/.installed: tests/matrix/%.txt $(INSTALLED)
+	rm -rf $(@D)
+	$(PIP) --quiet --no-deps --target $(@D) -r $<
+	@touch $@
+
+lint: $(INSTALLED)  ## Check style
+	$(PY) -m ruff check .
+
+clean:  ## Remove everything that make made, except quick start outputs
+	rm -rf $(VENV) .matrix build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
