@@ -36,6 +36,8 @@ class StrandBertConfig(PretrainedConfig):
         classifier_dropout: dropout before the last linear layer of the classifier; None takes `hidden_dropout_prob`.
         unk_token_id, cls_token_id, sep_token_id, pad_token_id, mask_token_id: ids of the special tokens; they must
             agree with the tokenizer.
+        skip_eps: probability mass that long-range attention may skip per query; None takes the rounding of the dtype,
+            0 skips nothing.
         max_position_embeddings: not a limit (ALiBi reads any length); the length in tokens that the weights were
             trained on, kept for tools that ask.
 
@@ -66,6 +68,7 @@ class StrandBertConfig(PretrainedConfig):
         pad_token_id=3,
         mask_token_id=4,
         max_position_embeddings=512,
+        skip_eps=None,
         tie_word_embeddings=True,
         **kwargs,
     ):
@@ -96,4 +99,5 @@ class StrandBertConfig(PretrainedConfig):
         self.sep_token_id = sep_token_id
         self.pad_token_id = pad_token_id
         self.mask_token_id = mask_token_id
+        self.skip_eps = skip_eps
         self.tie_word_embeddings = tie_word_embeddings

@@ -1,0 +1,383 @@
+"""
+Symmetric ALiBi attention over sequences laid end to end, by several backends that give the same result.
+
+    logit(i, j) = q_i . k_j / sqrt(head_dim) - slope_h * |i - j|        (DNABERT-2 section 3.2; Press et al. 2022)
+
+backend             what it does                                                       memory
+eager               plain matrix products, the reference; the only one that returns    length^2
+                    attention probabilities
+sdpa                torch's scaled_dot_product_attention; the bias is a view of one    length
+                    vector of 2 * length - 1 distances
+alibi_banded        sdpa on a band of keys around each query: keys so far away that    length
+                    their probability is below the rounding of the dtype are skipped
+flash_attention_2   the flash-attn package with alibi_slopes (CUDA, fp16 or bf16)      length
+
+`choose_backend` is the table that decides when none is asked for. A backend that was asked for runs or raises.
+"""
+
+import functools
+import inspect
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .unpadding import SequenceLayout
+
+BACKENDS = ("auto", "eager", "sdpa", "alibi_banded", "flash_attention_2")
+
+BANDED_FROM = 1024  # tokens; below it one dense sdpa call costs less than many banded ones
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """
+    Slope of each head: 2^(-8/n), 2^(-16/n), ... for a power of two n; for other counts the slopes of the next lower
+    power of two, then every second slope of the next higher one (Press et al. 2022, as in the released DNABERT-2).
+    """
+
+    def geometric(count: int) -> list[float]:
+        return [2.0 ** (-8.0 * (head + 1) / count) for head in range(count)]
+
+    lower = 2 ** int(math.log2(num_heads))
+    return geometric(lower) + geometric(2 * lower)[0::2][: num_heads - lower]
+
+
+def alibi_bias(slopes: Tensor, length: int) -> Tensor:
+    """Dense bias (heads, length, length) of the reference backend: -slope * |i - j|, in the dtype of `slopes`."""
+    positions = torch.arange(length, device=slopes.device)
+    distance = (positions[:, None] - positions[None, :]).abs().to(slopes.dtype)
+    return -slopes[:, None, None] * distance
+
+
+def choose_backend(device: torch.device | str, dtype: torch.dtype, max_seqlen: int) -> str:
+    """
+    The backend that runs when none is asked for.
+
+    device   dtype        longest sequence   backend
+    cuda     fp16, bf16   any                flash_attention_2 if a flash-attn with alibi_slopes is installed
+    any      any          < 1,024 tokens     sdpa
+    any      any          >= 1,024 tokens    alibi_banded
+    """
+    if torch.device(device).type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        if _flash_attention_2_function()[0] is not None:
+            return "flash_attention_2"
+    return "sdpa" if max_seqlen < BANDED_FROM else "alibi_banded"
+
+
+def check_backend(name: str | None) -> str:
+    """
+    The backend's name if this installation has it ("auto" for None).
+
+    Raises:
+        ValueError: no such backend. ImportError: the backend's package is missing or has no ALiBi.
+    """
+    if name is None:
+        return "auto"
+    if name not in BACKENDS:
+        raise ValueError(f"attn_implementation={name!r} is unknown to StrandBERT; choose one of {', '.join(BACKENDS)}")
+    if name == "flash_attention_2" and (problem := _flash_attention_2_function()[1]):
+        raise ImportError(f"attn_implementation='flash_attention_2' cannot run: {problem}")
+    return name
+
+
+@functools.cache
+def _flash_attention_2_function():
+    """(flash_attn_varlen_func, None), or (None, the reason why it cannot be used)."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ModuleNotFoundError as error:
+        if error.name == "flash_attn":
+            return None, "the package flash-attn is not installed; use attn_implementation='auto' or install flash-attn"
+        return None, f"flash-attn is installed but does not import ({error})"
+    except Exception as error:  # a broken build fails in many ways: ImportError, OSError, RuntimeError
+        return None, f"flash-attn is installed but does not import ({error})"
+    if "alibi_slopes" not in inspect.signature(flash_attn_varlen_func).parameters:
+        return None, "the installed flash-attn has no alibi_slopes (2.4 or newer has); without them results are wrong"
+    return flash_attn_varlen_func, None
+
+
+def alibi_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor,
+    layout: SequenceLayout,
+    backend: str = "auto",
+    dropout_p: float = 0.0,
+    skip_eps: float | None = None,
+) -> Tensor:
+    """
+    Attention of every sequence to itself, on the backend asked for.
+
+    Args:
+        query, key, value: (total_tokens, heads, head_dim).
+        slopes: (heads,), fp32.
+        layout: where each sequence lies.
+        backend: one of BACKENDS; "auto" asks `choose_backend`.
+        dropout_p: dropout of the attention probabilities.
+        skip_eps: probability mass that a query may lose by skipped keys; None takes the unit roundoff of the dtype,
+            0 skips nothing. Read by alibi_banded.
+
+    Returns:
+        (total_tokens, heads, head_dim)
+
+    Raises:
+        ValueError: unknown backend, or one that cannot run on this device or dtype; the message says why.
+        ImportError: the backend's package is missing.
+    """
+    backend = check_backend(backend)
+    if layout.grid_mask is not None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return _traced_attention(query, key, value, slopes, layout, dropout_p)
+    if backend == "auto":
+        backend = choose_backend(query.device, query.dtype, layout.max_seqlen)
+    if query.shape[0] == 0:
+        return torch.zeros_like(query)
+    if backend == "eager":
+        return eager_attention(query, key, value, slopes, layout, dropout_p)[0]
+    if backend == "sdpa":
+        return sdpa_attention(query, key, value, slopes, layout, dropout_p)
+    if backend == "alibi_banded":
+        return banded_attention(query, key, value, slopes, layout, dropout_p, skip_eps)
+    return flash_attention_2(query, key, value, slopes, layout, dropout_p)
+
+
+def eager_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor,
+    layout: SequenceLayout,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """
+    The reference: dense, with the arithmetic of the released DNABERT-2 code; softmax in fp32 (fp64 for fp64 input).
+
+    Returns:
+        output (total_tokens, heads, head_dim) and probabilities (num_sequences, heads, max_seqlen, max_seqlen), the
+        sequences standing at the left.
+    """
+    compute_dtype = torch.promote_types(query.dtype, torch.float32)
+    positions, is_token = layout.sequence_grid()
+    q, k, v = (tensor[positions].transpose(1, 2) for tensor in (query, key, value))
+    logits = torch.matmul(q, k.transpose(2, 3)).to(compute_dtype) / math.sqrt(query.shape[-1])
+    logits = logits + alibi_bias(slopes.to(compute_dtype), layout.max_seqlen)
+    logits = logits.masked_fill(~is_token[:, None, None, :], torch.finfo(compute_dtype).min)
+    probabilities = logits.softmax(dim=-1).to(query.dtype)
+    context = torch.matmul(F.dropout(probabilities, dropout_p, training=dropout_p > 0), v)
+    return context.transpose(1, 2)[is_token], probabilities
+
+
+def attentions_on_grid(probabilities: Tensor, layout: SequenceLayout) -> Tensor:
+    """
+    Probabilities of `eager_attention` -> (batch_size, heads, length, length) as the caller's batch lies; exact zeros on
+    and to padding, and between packed sequences.
+    """
+    if layout.uniform:
+        return probabilities
+    grid = probabilities.new_zeros(layout.batch_size, layout.length, layout.length, probabilities.shape[1])
+    for sequence, (start, end) in enumerate(layout.boundaries()):
+        if start == end:
+            continue
+        flat = torch.arange(start, end, device=grid.device) if layout.indices is None else layout.indices[start:end]
+        row, columns = int(flat[0]) // layout.length, flat % layout.length
+        weights = probabilities[sequence, :, : end - start, : end - start]
+        grid[row, columns[:, None], columns[None, :]] = weights.permute(1, 2, 0)
+    return grid.permute(0, 3, 1, 2)
+
+
+def sdpa_attention(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, layout: SequenceLayout, dropout_p: float = 0.0
+) -> Tensor:
+    """Dense attention by torch's fused kernel with an ALiBi bias that takes memory linear in the length."""
+    distances = _distance_vector(slopes, layout.max_seqlen, query)
+    if layout.uniform:
+        grid = (layout.batch_size, layout.length, *query.shape[1:])
+        output = _sdpa_toeplitz(query.view(grid), key.view(grid), value.view(grid), distances, dropout_p)
+        return output.reshape(query.shape)
+    outputs = []
+    for start, end in layout.boundaries():
+        if start < end:
+            q, k, v = (tensor[start:end].unsqueeze(0) for tensor in (query, key, value))
+            outputs.append(_sdpa_toeplitz(q, k, v, distances, dropout_p).squeeze(0))
+    return torch.cat(outputs)
+
+
+def banded_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor,
+    layout: SequenceLayout,
+    dropout_p: float = 0.0,
+    skip_eps: float | None = None,
+) -> Tensor:
+    """
+    Attention over a band of keys around each query, as wide per head and sequence as `band_widths` proves necessary.
+
+    Heads whose band spans the sequence are computed densely, the others by one batched sdpa call over overlapping key
+    bands plus one small call for each chunk at the ends.
+    """
+    outputs = []
+    for start, end in layout.boundaries():
+        if start == end:
+            continue
+        q, k, v = query[start:end], key[start:end], value[start:end]
+        widths = band_widths(q.detach(), k.detach(), slopes, skip_eps)
+        outputs.append(torch.stack([
+            _banded_head(q[:, head], k[:, head], v[:, head], slopes[head], width, dropout_p)
+            for head, width in enumerate(widths)
+        ], dim=1))  # fmt: skip
+    return torch.cat(outputs)
+
+
+def band_widths(query: Tensor, key: Tensor, slopes: Tensor, skip_eps: float | None = None) -> list[int]:
+    """
+    Distance in tokens, per head, beyond which no key can hold more than `skip_eps` of a query's probability mass.
+
+    With keys centred on their mean (softmax does not change), |logit| <= |q||k| / sqrt(d), and the bias on the diagonal
+    is 0, so the mass beyond distance D is at most 2 exp(U - slope D) / (1 - exp(-slope)) with
+    U = max_i (|q_i| max|k| - q_i.k_i) / sqrt(d). Solved for D; norms that are not finite give the whole sequence.
+
+    Args:
+        query, key: (length, heads, head_dim) of one sequence.
+        skip_eps: as in `alibi_attention`.
+
+    Returns:
+        one width per head, between 0 and length - 1.
+    """
+    length, heads, head_dim = query.shape
+    eps = torch.finfo(query.dtype).eps / 2 if skip_eps is None else skip_eps
+    if eps <= 0:
+        return [length - 1] * heads
+    query, key = query.float(), key.float()
+    key = key - key.mean(dim=0, keepdim=True)
+    reach = query.norm(dim=-1) * key.norm(dim=-1).amax(dim=0) - (query * key).sum(dim=-1)
+    reach = reach.amax(dim=0).double().cpu() / math.sqrt(head_dim)
+    slope = slopes.double().cpu()
+    width = (reach + math.log(1 / eps) + torch.log(2 / (1 - torch.exp(-slope)))) / slope
+    width = torch.where(torch.isfinite(width), width.ceil(), torch.full_like(width, length))
+    return [min(max(int(w), 0), length - 1) for w in width]
+
+
+def flash_attention_2(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, layout: SequenceLayout, dropout_p: float = 0.0
+) -> Tensor:
+    """Attention by flash-attn's varlen kernel, which computes the ALiBi bias from fp32 slopes."""
+    if query.device.type != "cuda":
+        raise ValueError(
+            f"attn_implementation='flash_attention_2' runs on CUDA only, the tensors are on {query.device.type}; "
+            "use model.set_attn_implementation('auto')"
+        )
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"attn_implementation='flash_attention_2' computes in fp16 or bf16, the model is in {query.dtype}; "
+            "load it with dtype=torch.bfloat16 or use attn_implementation='auto'"
+        )
+    flash_attn_varlen_func, _ = _flash_attention_2_function()
+    return flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        cu_seqlens_q=layout.cu_seqlens,
+        cu_seqlens_k=layout.cu_seqlens,
+        max_seqlen_q=layout.max_seqlen,
+        max_seqlen_k=layout.max_seqlen,
+        dropout_p=dropout_p,
+        softmax_scale=1.0 / math.sqrt(query.shape[-1]),
+        causal=False,
+        alibi_slopes=slopes.float(),
+    )
+
+
+def _distance_vector(slopes: Tensor, length: int, like: Tensor) -> Tensor:
+    """(heads, 2 * length - 1): -slope * |distance| for distances -(length - 1) .. length - 1."""
+    distance = torch.arange(-(length - 1), length, device=slopes.device).abs().to(slopes.dtype)
+    vector = -slopes[:, None] * distance
+    if like.dtype == torch.float64 or like.device.type != "cpu":
+        return vector.to(like.dtype)
+    return vector.float()  # CPU kernels take an fp32 bias beside bf16 queries: no rounding of the bias
+
+
+def _toeplitz_view(distances: Tensor, queries: int, keys: int, first: int) -> Tensor:
+    """
+    (1, heads, queries, keys) view whose entry (i, j) is distances[:, first + i + j].
+
+    A view with entry f(j - i) would need a negative stride, so callers give the queries in reverse order.
+    """
+    heads, stride = distances.shape[0], distances.stride(0)
+    view = distances.as_strided(
+        (1, heads, queries, keys), (0, stride, 1, 1), distances.storage_offset() + first * distances.stride(1)
+    )
+    return view if distances.device.type == "cpu" else view.contiguous()  # CUDA kernels want aligned rows
+
+
+def _sdpa_toeplitz(query: Tensor, key: Tensor, value: Tensor, distances: Tensor, dropout_p: float) -> Tensor:
+    """Dense attention of (batch, length, heads, head_dim); distances centred on index (size - 1) / 2."""
+    length = query.shape[1]
+    bias = _toeplitz_view(distances, length, length, (distances.shape[1] + 1) // 2 - length)
+    output = F.scaled_dot_product_attention(
+        query.flip(1).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, dropout_p=dropout_p
+    )
+    return output.transpose(1, 2).flip(1)
+
+
+def _banded_head(query: Tensor, key: Tensor, value: Tensor, slope: Tensor, width: int, dropout_p: float) -> Tensor:
+    """One head of one sequence, (length, head_dim); keys farther than `width` tokens are not read."""
+    length = query.shape[0]
+    chunk = min(512, max(64, width // 2))
+    if width + chunk >= length:
+        distances = _distance_vector(slope[None], length, query)
+        q, k, v = (tensor[None, :, None] for tensor in (query, key, value))
+        return _sdpa_toeplitz(q, k, v, distances, dropout_p)[0, :, 0]
+    band = chunk + 2 * width
+    distances = _distance_vector(slope[None], chunk + width, query)
+    first_full = -(-width // chunk)  # first chunk whose whole band lies inside the sequence
+    num_full = max((length - width) // chunk - first_full, 0)
+    outputs = [_edge_chunks(query, key, value, distances, 0, first_full * chunk, chunk, width, dropout_p)]
+    if num_full:
+        start, end = first_full * chunk, (first_full + num_full) * chunk
+        q = query[start:end].view(num_full, 1, chunk, -1).flip(2)
+        k, v = (
+            tensor[start - width : end + width].unfold(0, band, chunk).transpose(1, 2).unsqueeze(1)
+            for tensor in (key, value)
+        )
+        bias = _toeplitz_view(distances, chunk, band, 0)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p)
+        outputs.append(output.flip(2).reshape(num_full * chunk, -1))
+    rest = (first_full + num_full) * chunk
+    outputs.append(_edge_chunks(query, key, value, distances, rest, length, chunk, width, dropout_p))
+    return torch.cat(outputs)
+
+
+def _edge_chunks(query, key, value, distances, start, end, chunk, width, dropout_p) -> Tensor:
+    """Queries start..end of one head, chunk by chunk, each with the part of its band that lies in the sequence."""
+    length, centre = query.shape[0], (distances.shape[1] - 1) // 2
+    outputs = [query[:0]]
+    for low in range(start, end, chunk):
+        high = min(low + chunk, end)
+        key_low, key_high = max(0, low - width), min(length, high + width)
+        q = query[low:high].flip(0)[None, None]
+        k, v = (tensor[key_low:key_high][None, None] for tensor in (key, value))
+        # reversed query i is position high - 1 - i, so entry (0, 0) has distance key_low - (high - 1)
+        bias = _toeplitz_view(distances, high - low, key_high - key_low, centre + key_low - (high - 1))
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p)
+        outputs.append(output[0, 0].flip(0))
+    return torch.cat(outputs)
+
+
+def _traced_attention(query, key, value, slopes, layout: SequenceLayout, dropout_p: float) -> Tensor:
+    """Attention whose graph depends on shapes alone, for torch.compile and export: sdpa with a dense bias."""
+    if layout.packed:
+        raise ValueError("packed input cannot be traced; compile or export the model with padded batches")
+    grid = (layout.batch_size, layout.length, *query.shape[1:])
+    q, k, v = (tensor.view(grid).transpose(1, 2) for tensor in (query, key, value))
+    if layout.grid_mask is None:
+        bias = alibi_bias(slopes, layout.length).to(query.dtype)
+    else:
+        positions = layout.grid_mask.cumsum(dim=1).to(slopes.dtype)
+        distance = (positions[:, None, :, None] - positions[:, None, None, :]).abs()
+        bias = (-slopes[None, :, None, None] * distance).to(query.dtype)
+        bias = bias.masked_fill(~layout.grid_mask[:, None, None, :], torch.finfo(query.dtype).min)
+    output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p)
+    return output.transpose(1, 2).reshape(query.shape)

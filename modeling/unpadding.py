@@ -1,0 +1,178 @@
+"""
+The one form in which the encoder sees a batch: the tokens of all sequences laid end to end, without padding.
+
+Padded batches are unpadded on entry and padded again on exit; packed batches pass through. While a graph is traced
+(torch.compile, torch.export) shapes must not depend on values, so a padded batch then stays a grid with a key mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class SequenceLayout:
+    """
+    Where each sequence lies among the tokens laid end to end.
+
+    Attributes:
+        batch_size, length: shape of the batch as the caller gave it; a packed batch is (1, total_tokens).
+        cu_seqlens: int32 (num_sequences + 1,), first token of each sequence, then total_tokens.
+        max_seqlen: tokens of the longest sequence.
+        indices: int64 (total_tokens,), position of each token in the flattened (batch_size * length) grid; None when
+            every grid position is a token.
+        grid_mask: bool (batch_size, length), only while tracing a padded batch: the tokens then are the whole grid and
+            keys where the mask is False must not be read.
+        packed: True when the caller gave cu_seqlens.
+    """
+
+    batch_size: int
+    length: int
+    cu_seqlens: Tensor
+    max_seqlen: int
+    indices: Tensor | None = None
+    grid_mask: Tensor | None = None
+    packed: bool = False
+
+    def __post_init__(self):
+        self._boundaries = None
+
+    @property
+    def uniform(self) -> bool:
+        """True when the tokens are a full (batch_size, length) grid: every sequence is equally long."""
+        return self.indices is None and not self.packed
+
+    def boundaries(self) -> list[tuple[int, int]]:
+        """Half-open token interval of each sequence, as Python integers."""
+        if self._boundaries is None:
+            starts = self.cu_seqlens.tolist()
+            self._boundaries = list(zip(starts[:-1], starts[1:], strict=True))
+        return self._boundaries
+
+    def sequence_grid(self) -> tuple[Tensor, Tensor]:
+        """
+        Token of each place when every sequence stands in a row of its own, at the left: int64 and bool
+        (num_sequences, max_seqlen); places beyond a sequence's end hold token 0 and False.
+        """
+        starts, ends = self.cu_seqlens[:-1, None].long(), self.cu_seqlens[1:, None].long()
+        positions = starts + torch.arange(self.max_seqlen, device=starts.device)
+        is_token = positions < ends
+        return positions.masked_fill(~is_token, 0), is_token
+
+    def unpad(self, grid: Tensor) -> Tensor:
+        """(batch_size, length, ...) -> (total_tokens, ...)."""
+        flat = grid.reshape(self.batch_size * self.length, *grid.shape[2:])
+        return flat if self.indices is None else flat[self.indices]
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """(total_tokens, ...) -> (batch_size, length, ...), exact zeros where there was padding."""
+        if self.grid_mask is not None:
+            mask = self.grid_mask.reshape(-1, *[1] * (tokens.dim() - 1))
+            tokens = tokens.masked_fill(~mask, 0)
+        elif self.indices is not None:
+            grid = tokens.new_zeros(self.batch_size * self.length, *tokens.shape[1:])
+            tokens = grid.index_copy(0, self.indices, tokens)
+        return tokens.reshape(self.batch_size, self.length, *tokens.shape[1:])
+
+    def first_tokens(self, tokens: Tensor) -> Tensor:
+        """(total_tokens, hidden) -> (num_sequences, hidden): first token of each sequence, zeros for an empty one."""
+        if self.grid_mask is not None:
+            first = self.grid_mask.int().argmax(dim=1)
+            grid = tokens.reshape(self.batch_size, self.length, -1)
+            rows = grid[torch.arange(self.batch_size, device=tokens.device), first]
+            return rows.masked_fill(~self.grid_mask.any(dim=1, keepdim=True), 0)
+        if self.uniform:
+            return tokens.reshape(self.batch_size, self.length, -1)[:, 0]
+        starts = self.cu_seqlens[:-1].long()
+        empty = self.cu_seqlens[1:] == self.cu_seqlens[:-1]
+        if tokens.shape[0] == 0:
+            return tokens.new_zeros(len(starts), tokens.shape[1])
+        rows = tokens[starts.clamp(max=tokens.shape[0] - 1)]
+        return rows.masked_fill(empty.unsqueeze(1), 0)
+
+
+def layout_from_mask(batch_size: int, length: int, attention_mask: Tensor | None, device) -> SequenceLayout:
+    """
+    Layout of a padded batch.
+
+    Args:
+        attention_mask: (batch_size, length) of 0 and 1 in any dtype, or None when nothing is padded. Padding may stand
+            left, right or anywhere; positions count real tokens only.
+
+    Raises:
+        ValueError: a mask of another shape (4-D and additive masks are not understood).
+    """
+    if attention_mask is not None and attention_mask.shape != (batch_size, length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, length) = "
+            f"({batch_size}, {length}) with 1 for tokens and 0 for padding"
+        )
+    mask = None if attention_mask is None else attention_mask.to(device=device, dtype=torch.bool)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return SequenceLayout(
+            batch_size, length, _regular_cu_seqlens(batch_size, length, device), length, grid_mask=mask
+        )
+    if mask is None or bool(mask.all()):
+        return SequenceLayout(batch_size, length, _regular_cu_seqlens(batch_size, length, device), length)
+    lengths = mask.sum(dim=1, dtype=torch.int32)
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    indices = mask.flatten().nonzero().flatten()
+    return SequenceLayout(batch_size, length, cu_seqlens, int(lengths.max()), indices=indices)
+
+
+def layout_from_cu_seqlens(
+    batch_size: int, length: int, cu_seqlens: Tensor, max_seqlen: int | None, device
+) -> SequenceLayout:
+    """
+    Layout of a packed batch: one row (1, total_tokens) holding sequences end to end.
+
+    Raises:
+        ValueError: more than one row, or boundaries that do not rise from 0 to total_tokens.
+    """
+    if batch_size != 1:
+        raise ValueError(f"packed input must be one row (1, total_tokens); got a batch of {batch_size} rows")
+    cu_seqlens = cu_seqlens.to(device=device, dtype=torch.int32)
+    starts = cu_seqlens.tolist()
+    rising = all(a <= b for a, b in zip(starts[:-1], starts[1:], strict=True))
+    if cu_seqlens.dim() != 1 or len(starts) < 2 or starts[0] != 0 or starts[-1] != length or not rising:
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to the number of tokens, {length}; got {starts[:8]} ... {starts[-1:]}"
+        )
+    longest = max(b - a for a, b in zip(starts[:-1], starts[1:], strict=True))
+    if max_seqlen is not None and int(max_seqlen) < longest:
+        raise ValueError(f"max_seqlen is {int(max_seqlen)} but the longest packed sequence has {longest} tokens")
+    return SequenceLayout(1, length, cu_seqlens, longest, packed=True)
+
+
+def cu_seqlens_from_position_ids(position_ids: Tensor) -> Tensor:
+    """
+    Boundaries of the sequences of a packed row whose position_ids restart at 0, as DataCollatorWithFlattening gives.
+
+    Args:
+        position_ids: (1, total_tokens).
+
+    Returns:
+        int32 (num_sequences + 1,).
+
+    Raises:
+        ValueError: several rows, or positions that are not 0, 1, 2, ... within each sequence (ALiBi knows no others).
+    """
+    if position_ids.shape[0] != 1:
+        rows = torch.arange(position_ids.shape[1], device=position_ids.device)
+        if bool((position_ids == rows).all()):
+            raise ValueError("position_ids are 0, 1, 2, ... in every row: leave them out, ALiBi needs none")
+        raise ValueError("position_ids are only read for packed input, one row (1, total_tokens)")
+    row = position_ids[0]
+    starts = (row == 0).nonzero().flatten()
+    ends = torch.tensor([row.shape[0]], device=row.device)
+    boundaries = torch.cat([starts, ends])
+    expected = torch.arange(row.shape[0], device=row.device)
+    expected = expected - torch.repeat_interleave(starts, boundaries.diff()) if len(starts) else expected
+    if len(starts) == 0 or int(starts[0]) != 0 or not bool((expected == row).all()):
+        raise ValueError("position_ids must count 0, 1, 2, ... within each packed sequence")
+    return boundaries.to(torch.int32)
+
+
+def _regular_cu_seqlens(batch_size: int, length: int, device) -> Tensor:
+    return torch.arange(batch_size + 1, device=device, dtype=torch.int32) * length
