@@ -79,6 +79,8 @@ class StrandBertConfig(PretrainedConfig):
         if hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_attention_heads {num_attention_heads}")
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        # Names no activation of transformers, so that stock BERT classes refuse these weights instead of ignoring them.
+        kwargs["hidden_act"] = {"gelu": "geglu", "silu": "swiglu"}[glu_activation]
         super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size

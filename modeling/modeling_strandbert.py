@@ -504,7 +504,7 @@ class StrandBertForMaskedLM(StrandBertPreTrainedModel):
             logits = layout.pad(self.cls(tokens))
         elif torch.compiler.is_compiling():
             logits = layout.pad(self.cls(tokens))
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels.contiguous(), self.config.vocab_size, **kwargs)
         else:
             targets = layout.unpad(labels)
             labelled = (targets != -100).nonzero().flatten()
@@ -684,7 +684,7 @@ class StrandBertForTokenClassification(StrandBertPreTrainedModel):
         logits = layout.pad(self.classifier(self.dropout(tokens)))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config, **kwargs)
+            loss = self.loss_function(logits, labels.contiguous(), self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

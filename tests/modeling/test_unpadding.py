@@ -1,0 +1,66 @@
+"""Indices and boundaries of unpadded batches, and which inputs are refused."""
+
+import pytest
+import torch
+
+from modeling.unpadding import cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
+
+
+def test_indices_and_boundaries_of_a_ragged_batch():
+    layout = layout_from_mask(2, 4, torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]]), "cpu")
+    assert layout.indices.tolist() == [0, 1, 5, 6, 7]
+    assert layout.cu_seqlens.tolist() == [0, 2, 5]
+    assert layout.cu_seqlens.dtype == torch.int32
+    assert layout.max_seqlen == 3
+    assert not layout.uniform
+
+
+def test_a_full_batch_is_not_copied():
+    layout = layout_from_mask(2, 3, torch.ones(2, 3), "cpu")
+    grid = torch.arange(6.0).view(2, 3, 1)
+    assert layout.uniform
+    assert layout.unpad(grid).data_ptr() == grid.data_ptr()
+
+
+def test_pad_undoes_unpad():
+    mask = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    layout = layout_from_mask(2, 3, mask, "cpu")
+    grid = torch.randn(2, 3, 5)
+    assert torch.equal(layout.pad(layout.unpad(grid)), grid * mask[..., None])
+
+
+def test_first_tokens_skip_padding_and_empty_rows_are_zero():
+    layout = layout_from_mask(3, 3, torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]]), "cpu")
+    grid = torch.arange(9.0).view(3, 3, 1)
+    assert layout.first_tokens(layout.unpad(grid)).flatten().tolist() == [1, 0, 6]
+
+
+def test_boundaries_from_position_ids():
+    assert cu_seqlens_from_position_ids(torch.tensor([[0, 1, 2, 0, 0, 1]])).tolist() == [0, 3, 4, 6]
+
+
+@pytest.mark.parametrize("position_ids", [[[1, 2, 3]], [[0, 2, 3]], [[0, 1, 1]], [[0, 1], [0, 1]]])
+def test_other_position_ids_are_refused(position_ids):
+    with pytest.raises(ValueError, match="position_ids"):
+        cu_seqlens_from_position_ids(torch.tensor(position_ids))
+
+
+def test_masks_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 1, 4, 4\)"):
+        layout_from_mask(2, 4, torch.ones(2, 1, 4, 4), "cpu")
+
+
+@pytest.mark.parametrize("cu_seqlens", [[0, 3], [1, 5], [0, 4, 3, 5], [0]])
+def test_boundaries_that_do_not_tile_the_row_are_refused(cu_seqlens):
+    with pytest.raises(ValueError, match="cu_seqlens must rise from 0"):
+        layout_from_cu_seqlens(1, 5, torch.tensor(cu_seqlens), None, "cpu")
+
+
+def test_packed_input_is_one_row():
+    with pytest.raises(ValueError, match="one row"):
+        layout_from_cu_seqlens(2, 5, torch.tensor([0, 5]), None, "cpu")
+
+
+def test_a_max_seqlen_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match="max_seqlen is 2"):
+        layout_from_cu_seqlens(1, 5, torch.tensor([0, 5]), 2, "cpu")
