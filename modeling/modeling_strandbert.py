@@ -293,7 +293,9 @@ class StrandBertPreTrainedModel(PreTrainedModel):
     def _check_loaded_weights(cls, source, info):
         missing = [key for key in info["missing_keys"] if cls._is_backbone(key)]
         unexpected = [key for key in info["unexpected_keys"] if cls._is_backbone(key, of_checkpoint=True)]
-        mismatched = [entry[0] for entry in info["mismatched_keys"] if cls._is_backbone(entry[0])]
+        # transformers 4 lists names, transformers 5 tuples of name and both shapes
+        names = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+        mismatched = [key for key in names if cls._is_backbone(key)]
         problems = [
             f"{what}: {', '.join(sorted(keys))}"
             for what, keys in (

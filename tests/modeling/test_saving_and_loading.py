@@ -31,11 +31,8 @@ CODE_FILES = {"alibi_attention.py", "configuration_strandbert.py", "modeling_str
 
 def same(output, expected):
     """Equal but for the last bit: matrix products may differ with the alignment of weights mapped from a file."""
-    return (
-        torch.allclose(output, expected, atol=1e-6, rtol=1e-6)
-        if output.dtype == torch.float32
-        else output.equal(expected)
-    )
+    tolerance = 1e-6 if output.dtype == torch.float32 else 2e-2
+    return torch.allclose(output, expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.fixture
