@@ -34,7 +34,7 @@ quickstart: $(INSTALLED)  ## Pre-train a tiny model on a synthetic genome (or FA
 
 # pytest comes last: its closing line is the last line of `make test` and of .ci/run.
 test: test-matrix  ## Load matrix, then all tests
-	$(PY) -m pytest -n logical --maxprocesses 8
+	$(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a model folder with the oldest and newest transformers
 	$(PY) tests/matrix/run_matrix.py --oldest $(OLDEST) --triton $(TRITON)

@@ -1,0 +1,1 @@
+"""What is published on the Hub: models.toml, one config folder per model, and tools that build and check folders."""

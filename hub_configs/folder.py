@@ -1,0 +1,113 @@
+"""Model folders: what they hold, written whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tokenization.tokenizer_files import save_tokenizer_files
+
+CODE_FOLDER = Path(__file__).resolve().parents[1] / "modeling"
+
+
+def code_files() -> list[Path]:
+    """The files of modeling/ that travel with a model; __init__.py only serves the installed package."""
+    return sorted(path for path in CODE_FOLDER.glob("*.py") if path.name != "__init__.py")
+
+
+def write_model_code(folder: str | Path) -> None:
+    """Copy the model's code into a model folder, flat and byte for byte, so that trust_remote_code finds it there."""
+    for path in code_files():
+        write_bytes_atomically(Path(folder) / path.name, path.read_bytes())
+
+
+def write_model_folder(
+    folder: str | Path, config: dict, weights: dict[str, Tensor], tokenizer: Tokenizer | str | dict
+) -> None:
+    """
+    Write everything that `from_pretrained` needs into an existing folder: code, config, tokenizer, safetensors.
+
+    config: the content of config.json, with auto_map. weights: parameters by name, tied ones once.
+    tokenizer: a `tokenizers.Tokenizer` or its JSON; special ids are checked (ValueError).
+    """
+    folder = Path(folder)
+    write_model_code(folder)
+    write_bytes_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    save_tokenizer_files(tokenizer, folder)
+    write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors under a temporary name in the same folder, then rename; readable by everyone the umask allows."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+        temporary.chmod(mode)  # safetensors makes files that only their owner reads
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name in the same folder, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """
+    A temporary folder beside `path` that becomes `path` when the block ends without an error, and is removed otherwise.
+
+    With overwrite an existing model folder stays in place until the new one is complete.
+
+    Raises:
+        FileExistsError: `path` exists and is not empty, and overwrite is False or it is not a model folder.
+    """
+    path = Path(path).absolute()
+    check_output(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        old = temporary.with_name(temporary.name + ".old")
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raise FileExistsError unless `path` is free, an empty folder, or a model folder that may be overwritten."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} already exists; choose another folder or pass --overwrite")
+    if not (path / "config.json").is_file():
+        raise FileExistsError(f"{path} is not a model folder (it has no config.json), so it is not overwritten")
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

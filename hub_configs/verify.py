@@ -1,0 +1,150 @@
+"""
+Check a model folder: load it offline in a fresh interpreter, without the checkout, and compare its outputs with
+stored reference outputs.
+
+    python -m hub_configs.verify FOLDER                      compare with FOLDER/reference_outputs.safetensors
+    python -m hub_configs.verify FOLDER --reference FILE     compare with another reference
+    python -m hub_configs.verify FOLDER --write-reference    compute and store the reference from the folder's weights
+
+A reference is computed from config.json and model.safetensors by plain float64 arithmetic (hub_configs/reference.py),
+not by the model's code. Exit code 0: all outputs agree; 1: they do not, or the folder does not load.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .folder import sha256_of
+from .reference import REFERENCE_FILE, read_reference, write_reference
+
+FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
+CHECKOUT = Path(__file__).resolve().parents[1]
+TOLERANCE = 1e-4  # of the largest reference value, and at least of 1
+
+
+class VerificationError(RuntimeError):
+    """A folder that does not load, or whose outputs are not those of its reference."""
+
+
+def verify(folder: str | Path, reference: str | Path | None = None, tolerance: float = TOLERANCE) -> list[str]:
+    """
+    Load a folder in a fresh interpreter and compare with a reference file; returns the lines of the report.
+
+    Raises:
+        VerificationError: no reference, the folder does not load, or an output differs; the message says which.
+    """
+    folder = Path(folder).resolve()
+    reference = Path(reference) if reference else folder / REFERENCE_FILE
+    if not (folder / "config.json").is_file():
+        raise VerificationError(f"{folder} is not a model folder: it has no config.json")
+    if not reference.is_file():
+        raise VerificationError(
+            f"there are no reference outputs at {reference}; name a file with --reference, or make one from weights "
+            "you trust with --write-reference"
+        )
+    expected, sequences = read_reference(reference)
+    report, outputs = load_in_fresh_interpreter(folder, reference)
+    lines = describe(folder, reference, report)
+    if sequences is not None:
+        rows = zip(expected["input_ids"], expected["attention_mask"], strict=True)
+        real = [row[mask.bool()].tolist() for row, mask in rows]
+        if report["input_ids"] != real:
+            raise VerificationError(
+                "\n".join([*lines, "the tokenizer gives other ids than the reference was made with"])
+            )
+    differences, failed = compare(outputs, expected, tolerance)
+    if failed:
+        raise VerificationError("\n".join([*lines, *differences, "the outputs are NOT those of the reference"]))
+    return [*lines, *differences, "all outputs agree with the reference"]
+
+
+def load_in_fresh_interpreter(folder: Path, reference: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Report and outputs of fresh_load.py, run with an empty module cache and without the checkout on its path."""
+    with tempfile.TemporaryDirectory(prefix="strandbert-verify-") as scratch:
+        outputs = Path(scratch, "outputs.safetensors")
+        command = [sys.executable, str(FRESH_LOAD), str(folder), str(reference.resolve()), str(outputs)]
+        run = subprocess.run(command, cwd=scratch, env=fresh_environment(scratch), capture_output=True, text=True)
+        if run.returncode:
+            raise VerificationError(f"{folder} does not load in a fresh interpreter:\n{run.stderr.strip()}")
+        return json.loads(run.stdout.splitlines()[-1]), load_file(outputs)
+
+
+def fresh_environment(scratch: str | Path) -> dict[str, str]:
+    """Environment of a process that is offline, has caches of its own in `scratch`, and cannot import the checkout."""
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(Path(scratch, "cache")),
+        "HF_MODULES_CACHE": str(Path(scratch, "modules")),
+        "PYTHONPATH": os.pathsep.join(entry for entry in path if entry and Path(entry).resolve() != CHECKOUT),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def describe(folder: Path, reference: Path, report: dict) -> list[str]:
+    """What was loaded from where, with a SHA-256 for every file of the folder."""
+    libraries = ", ".join(f"{name} {report[name]}" for name in ("python", "torch", "transformers", "tokenizers"))
+    lines = [
+        f"folder     {folder}",
+        f"model      {report['model_class']} by {report['auto_class']}, {report['parameters']:,} parameters",
+        f"libraries  {libraries}",
+        f"reference  {reference}",
+    ]
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return lines + [f"sha256     {sha256_of(path)}  {path.name}" for path in files]
+
+
+def compare(outputs: dict, expected: dict, tolerance: float) -> tuple[list[str], bool]:
+    """One line per output and backend, and whether any of them differs, is missing or is not finite."""
+    lines, failed = [], False
+    names = [name for name in ("last_hidden_state", "logits") if name in expected]
+    for name in names:
+        allowed = tolerance * max(1.0, float(expected[name].abs().max()))
+        for backend in ("default", "eager"):
+            found = outputs.get(f"{name}.{backend}")
+            if found is None or found.shape != expected[name].shape:
+                shape = None if found is None else tuple(found.shape)
+                lines.append(f"{name} ({backend}): shape {shape}, the reference has {tuple(expected[name].shape)}")
+                failed = True
+                continue
+            difference = float((found - expected[name]).abs().max())
+            wrong = not difference <= allowed  # NaN is wrong
+            lines.append(
+                f"output     {name} ({backend} backend): largest difference {difference:.2e}, allowed {allowed:.2e}"
+                + ("  <-- DIFFERS" if wrong else "")
+            )
+            failed |= wrong
+    if not names:
+        return ["the reference holds neither last_hidden_state nor logits"], True
+    return lines, failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hub_configs.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="model folder: config.json, code, tokenizer, model.safetensors")
+    parser.add_argument("--reference", type=Path, help=f"safetensors file (default: FOLDER/{REFERENCE_FILE})")
+    parser.add_argument("--write-reference", action="store_true", help="compute the reference first, then compare")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.write_reference:
+            print(f"wrote {write_reference(options.folder)}")
+        print("\n".join(verify(options.folder, options.reference, options.tolerance)))
+    except (VerificationError, OSError, KeyError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""`python -m hub_configs.verify`: a folder passes only when its outputs are those of its reference."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hub_configs.convert import convert
+from hub_configs.convert import main as convert_tool
+from hub_configs.folder import sha256_of
+from hub_configs.reference import reference_outputs, write_reference
+from hub_configs.verify import compare
+from hub_configs.verify import main as verify_tool
+from modeling import StrandBertConfig, StrandBertForMaskedLM, StrandBertForSequenceClassification
+
+from .conftest import original_weights, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    source = write_checkpoint(tmp_path_factory.mktemp("original") / "dnabert2", original_weights("mlm"))
+    convert(source, source.parent / "converted")
+    return source.parent / "converted"
+
+
+@pytest.fixture
+def folder(converted, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(converted, tmp_path / "model")
+
+
+def test_reports_what_was_loaded_with_a_hash_of_every_file(converted, capsys):
+    assert verify_tool([str(converted)]) == 0
+    report = capsys.readouterr().out
+    assert "StrandBertForMaskedLM by AutoModelForMaskedLM" in report
+    for path in converted.iterdir():
+        assert f"{sha256_of(path)}  {path.name}" in report
+    assert report.splitlines()[-1] == "all outputs agree with the reference"
+
+
+def test_a_randomly_initialised_model_fails(folder, capsys):
+    model = StrandBertForMaskedLM(StrandBertConfig.from_pretrained(folder))
+    model.save_pretrained(folder)
+    assert verify_tool([str(folder)]) == 1
+    assert "last_hidden_state (default backend)" in (error := capsys.readouterr().err) and "DIFFERS" in error
+
+
+def test_one_changed_weight_fails(folder, capsys):
+    weights = load_file(folder / "model.safetensors")
+    weights["bert.encoder.layer.2.attention.self.Wqkv.weight"][0, 0] += 0.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert verify_tool([str(folder)]) == 1
+    assert "NOT those of the reference" in capsys.readouterr().err
+
+
+def test_a_missing_weight_fails_and_is_named(folder, capsys):
+    weights = load_file(folder / "model.safetensors")
+    del weights["bert.encoder.layer.1.mlp.layernorm.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert verify_tool([str(folder)]) == 1
+    assert "encoder.layer.1.mlp.layernorm.bias" in capsys.readouterr().err
+
+
+def test_another_tokenizer_fails(folder, capsys):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"] = content["model"]["merges"][::-1]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert verify_tool([str(folder)]) == 1
+    assert "tokenizer gives other ids" in capsys.readouterr().err
+
+
+def test_a_folder_without_reference_says_how_to_make_one(folder, capsys):
+    (folder / "reference_outputs.safetensors").unlink()
+    assert verify_tool([str(folder)]) == 1
+    assert "--write-reference" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_a_model_is_named(tmp_path, capsys):
+    assert verify_tool([str(tmp_path)]) == 1
+    assert f"{tmp_path} is not a model folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "found",
+    [torch.zeros(5, 3), torch.full((5, 4), float("nan")), torch.zeros(5, 4).index_fill(1, torch.tensor(1), 0.01)],
+)
+def test_another_shape_nan_or_a_difference_is_a_failure(found):
+    expected = {"logits": torch.zeros(5, 4)}
+    assert compare({"logits.default": expected["logits"], "logits.eager": found}, expected, tolerance=1e-4)[1]
+    assert not compare({"logits.default": expected["logits"], "logits.eager": expected["logits"]}, expected, 1e-4)[1]
+
+
+def test_the_reference_arithmetic_equals_the_original_code(golden):
+    config = json.loads(StrandBertConfig(hidden_size=48, num_hidden_layers=3, intermediate_size=64).to_json_string())
+    mask = golden["in.attention_mask"]
+    for prefix, name in (("mlm", "StrandBertForMaskedLM"), ("seq", "StrandBertForSequenceClassification")):
+        weights = {n.removeprefix(f"{prefix}.w."): t for n, t in golden.items() if n.startswith(f"{prefix}.w.")}
+        found = reference_outputs({**config, "architectures": [name]}, weights, golden["in.input_ids"], mask)
+        expected = golden["mlm.logits"][mask.bool()] if prefix == "mlm" else golden["seq.logits"]
+        torch.testing.assert_close(found["logits"], expected, atol=3e-5, rtol=0)  # it rounds to float32
+
+
+def test_the_reference_arithmetic_covers_dnagrinder(folder):
+    torch.manual_seed(0)
+    config = StrandBertConfig(
+        vocab_size=96,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        intermediate_size=40,
+        glu_activation="silu",
+        classifier_head="mlp",
+        num_labels=4,
+        initializer_range=0.2,
+        architectures=["StrandBertForSequenceClassification"],
+    )
+    model = StrandBertForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    write_reference(folder)
+    reference = load_file(folder / "reference_outputs.safetensors")
+    with torch.no_grad():
+        logits = model(reference["input_ids"], reference["attention_mask"]).logits
+    torch.testing.assert_close(logits, reference["logits"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tool", [convert_tool, verify_tool])
+def test_help_explains_how_to_run_it(tool, capsys):
+    with pytest.raises(SystemExit) as exit:
+        tool(["--help"])
+    assert exit.value.code == 0 and "python -m hub_configs." in capsys.readouterr().out
