@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .key_ranges import band_widths
 from .unpadding import SequenceLayout
 
 BACKENDS = ("auto", "eager", "sdpa", "alibi_banded", "flash_attention_2")
@@ -229,35 +230,6 @@ def banded_attention(
             for head, width in enumerate(widths)
         ], dim=1))  # fmt: skip
     return torch.cat(outputs)
-
-
-def band_widths(query: Tensor, key: Tensor, slopes: Tensor, skip_eps: float | None = None) -> list[int]:
-    """
-    Distance in tokens, per head, beyond which no key can hold more than `skip_eps` of a query's probability mass.
-
-    With keys centred on their mean (softmax does not change), |logit| <= |q||k| / sqrt(d), and the bias on the diagonal
-    is 0, so the mass beyond distance D is at most 2 exp(U - slope D) / (1 - exp(-slope)) with
-    U = max_i (|q_i| max|k| - q_i.k_i) / sqrt(d). Solved for D; norms that are not finite give the whole sequence.
-
-    Args:
-        query, key: (length, heads, head_dim) of one sequence.
-        skip_eps: as in `alibi_attention`.
-
-    Returns:
-        one width per head, between 0 and length - 1.
-    """
-    length, heads, head_dim = query.shape
-    eps = torch.finfo(query.dtype).eps / 2 if skip_eps is None else skip_eps
-    if eps <= 0:
-        return [length - 1] * heads
-    query, key = query.float(), key.float()
-    key = key - key.mean(dim=0, keepdim=True)
-    reach = query.norm(dim=-1) * key.norm(dim=-1).amax(dim=0) - (query * key).sum(dim=-1)
-    reach = reach.amax(dim=0).double().cpu() / math.sqrt(head_dim)
-    slope = slopes.double().cpu()
-    width = (reach + math.log(1 / eps) + torch.log(2 / (1 - torch.exp(-slope)))) / slope
-    width = torch.where(torch.isfinite(width), width.ceil(), torch.full_like(width, length))
-    return [min(max(int(w), 0), length - 1) for w in width]
 
 
 def flash_attention_2(

@@ -26,6 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .alibi_attention import alibi_attention, alibi_slopes, attentions_on_grid, check_backend, eager_attention
 from .configuration_strandbert import StrandBertConfig
+from .key_ranges import key_ranges  # noqa: F401  transformers 4 copies to its cache only files that this one imports
 from .unpadding import SequenceLayout, cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
 
 logger = logging.get_logger(__name__)

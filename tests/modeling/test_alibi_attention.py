@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling import alibi_attention as attention
+from modeling.key_ranges import band_widths, key_ranges, query_reach
 from modeling.unpadding import layout_from_cu_seqlens
 
 FAST_BACKENDS = {"sdpa": attention.sdpa_attention, "alibi_banded": attention.banded_attention}
@@ -142,7 +143,7 @@ def family(name, length, heads, head_dim, seed):
 def test_mass_beyond_the_band_is_below_skip_eps(name, length, skip_eps, seed):
     heads, head_dim = 4, 16
     query, key, _ = family(name, length, heads, head_dim, seed)
-    widths = attention.band_widths(query, key, slopes_of(heads), skip_eps)
+    widths = band_widths(query, key, slopes_of(heads), skip_eps)
     positions = torch.arange(length)
     distance = (positions[:, None] - positions).abs()
     for head, (width, slope) in enumerate(zip(widths, attention.alibi_slopes(heads), strict=True)):
@@ -163,16 +164,16 @@ def test_skipping_changes_nothing_that_fp32_can_hold(name):
 
 def test_the_band_is_narrow_for_steep_heads_and_long_sequences():
     query, key, _ = family("trained-like", 8192, 12, 64, seed=0)
-    widths = attention.band_widths(query, key, slopes_of(12))
+    widths = band_widths(query, key, slopes_of(12))
     assert widths[0] < 300
     assert sum(widths) < 0.5 * 12 * 8192
 
 
 def test_skip_eps_zero_and_norms_that_are_not_finite_skip_nothing():
     query, key, _ = random_qkv(3000, 2, 8)
-    assert attention.band_widths(query, key, slopes_of(2), skip_eps=0.0) == [2999, 2999]
+    assert band_widths(query, key, slopes_of(2), skip_eps=0.0) == [2999, 2999]
     key[7, 0, 0] = torch.inf
-    assert attention.band_widths(query, key, slopes_of(2))[0] == 2999
+    assert band_widths(query, key, slopes_of(2))[0] == 2999
 
 
 def test_backend_table():
