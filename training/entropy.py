@@ -1,0 +1,66 @@
+"""What token frequencies alone achieve: the lines that a masked-language model must fall below."""
+
+import numpy as np
+
+from training.data import MlmDataset, TokenStore
+from training.masking import IGNORED
+
+FIT_TOKENS = 100_000_000  # training tokens counted at most, in blocks spread evenly over the corpus
+BLOCK = 1_000_000
+PRIOR_STRENGTHS = (1, 10, 100, 1_000, 10_000, 100_000)  # pseudo-counts of the unigram in the bigram
+
+
+def frequency_baselines(train: TokenStore, heldout: MlmDataset, vocab_size: int) -> dict[str, float]:
+    """
+    Unigram and bigram cross-entropy at the held-out masked tokens, in nats per token.
+
+    Counts come from the training tokens, the value is the mean of -log p over exactly the targets that the
+    evaluation masks; so it compares with the evaluation loss. Unigram: one added to every count. Bigram: the token
+    given its true left neighbour ([CLS] at a window's start), with the unigram as prior, p(b | a) =
+    (n(a, b) + s p(b)) / (n(a) + s). The strength s is the best of a few on the held-out targets themselves: the
+    baseline is flattered rather than the model.
+    """
+    left, target = _targets(heldout)
+    pairs, pair_of_target = np.unique(left * vocab_size + target, return_inverse=True)
+    token_counts = np.zeros(vocab_size, dtype=np.int64)
+    left_counts = np.zeros(vocab_size, dtype=np.int64)
+    pair_counts = np.zeros(len(pairs), dtype=np.int64)
+    for previous, token in _training_pairs(train, heldout.cls_id):
+        token_counts += np.bincount(token, minlength=vocab_size)
+        left_counts += np.bincount(previous, minlength=vocab_size)
+        codes = previous * vocab_size + token
+        found = np.searchsorted(pairs, codes).clip(max=len(pairs) - 1)
+        pair_counts += np.bincount(found[pairs[found] == codes], minlength=len(pairs))
+    unigram = (token_counts + 1) / (token_counts.sum() + vocab_size)
+    bigram = (
+        (pair_counts[pair_of_target] + strength * unigram[target]) / (left_counts[left] + strength)
+        for strength in PRIOR_STRENGTHS
+    )
+    return {
+        "unigram_entropy": float(-np.log(unigram[target]).mean()),
+        "bigram_entropy": float(min(-np.log(probability).mean() for probability in bigram)),
+    }
+
+
+def _targets(heldout: MlmDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Left neighbours and true ids of all held-out targets."""
+    left, target = [], []
+    for index in range(len(heldout)):
+        window, labels = heldout.window(index), heldout[index]["labels"]
+        positions = np.flatnonzero(labels != IGNORED)
+        left.append(window[positions - 1])
+        target.append(labels[positions])
+    return np.concatenate(left), np.concatenate(target)
+
+
+def _training_pairs(train: TokenStore, cls_id: int):
+    """Blocks of (left neighbour, token) of the training windows, [CLS] before the first token of each."""
+    windows_per_block = max(1, BLOCK * len(train) // max(1, len(train.tokens)))
+    starts = np.arange(0, len(train), windows_per_block)
+    keep = max(1, min(len(starts), FIT_TOKENS // BLOCK))
+    for start in starts[np.linspace(0, len(starts) - 1, keep).round().astype(np.int64)].tolist():
+        offsets = train.offsets[start : start + windows_per_block + 1]
+        token = train.tokens[offsets[0] : offsets[-1]].astype(np.int64)
+        previous = np.roll(token, 1)
+        previous[offsets[:-1] - offsets[0]] = cls_id
+        yield previous, token

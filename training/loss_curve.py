@@ -1,0 +1,59 @@
+"""The loss curve of a run as a table and as a picture."""
+
+import csv
+import io
+from pathlib import Path
+
+from tokenization.tokenizer_files import write_text_atomically
+
+COLUMNS = {  # in the file: in the log
+    "step": "step",
+    "tokens": "num_input_tokens_seen",
+    "train_loss": "loss",
+    "eval_loss": "eval_loss",
+    "eval_accuracy": "eval_accuracy",
+    "learning_rate": "learning_rate",
+    "tokens_per_second": "tokens_per_second",
+}
+
+
+def write_loss_curve(log_history: list[dict], baselines: dict[str, float], folder: str | Path):
+    """
+    Write loss_curve.csv (one row per log entry: step, tokens, losses) and loss_curve.png.
+
+    Args:
+        log_history: of transformers' TrainerState.
+        baselines: name to nats per token, drawn as horizontal lines; e.g. of `training.entropy`.
+    """
+    entries = [entry for entry in log_history if "loss" in entry or "eval_loss" in entry]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([entry.get(key, "") for key in COLUMNS.values()] for entry in entries)
+    write_text_atomically(Path(folder) / "loss_curve.csv", table.getvalue())
+    _draw(entries, baselines, Path(folder) / "loss_curve.png")
+
+
+def _draw(entries: list[dict], baselines: dict[str, float], path: Path):
+    from matplotlib.figure import Figure  # the object interface: no window, no global state
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", {"linewidth": 1}), ("eval_loss", "held out", {"marker": "o"})):
+        points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(value, color="grey", linestyle=style, label=f"{name.replace('_', ' ')} {value:.3f}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per masked token)")
+    steps = [entry["step"] for entry in entries if entry.get("num_input_tokens_seen")]
+    if steps:
+        tokens_per_step = max(entry["num_input_tokens_seen"] for entry in entries) / max(steps)
+        tokens = axes.secondary_xaxis("top", functions=(lambda x: x * tokens_per_step, lambda x: x / tokens_per_step))
+        tokens.set_xlabel("tokens")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(path)
