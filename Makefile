@@ -37,11 +37,11 @@ test: test-matrix  ## Load matrix, then all tests
 	$(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a model folder with the oldest and newest transformers
-	$(PY) tests/matrix/run_matrix.py --oldest $(OLDEST) --triton $(TRITON)
+	$(PY) -m tests.matrix.run_matrix --oldest $(OLDEST) --triton $(TRITON)
 
 # Overlays for PYTHONPATH: only the packages that differ from $(VENV), never torch.
 .matrix/%/.installed: tests/matrix/%.txt $(INSTALLED)
-	rm -rf $(@D)
+	rm -rf $(@D) && mkdir -p $(@D)
 	$(PIP) --quiet --no-deps --target $(@D) -r $<
 	@touch $@
 
