@@ -26,12 +26,16 @@ from transformers.utils.generic import can_return_tuple
 
 from .alibi_attention import alibi_attention, alibi_slopes, attentions_on_grid, check_backend, eager_attention
 from .configuration_strandbert import StrandBertConfig
+from .fused_linear import gated_linear, linear
 from .key_ranges import key_ranges  # noqa: F401  transformers 4 copies to its cache only files that this one imports
 from .unpadding import SequenceLayout, cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
 
 logger = logging.get_logger(__name__)
 
-ACTIVATIONS = {"gelu": nn.functional.gelu, "silu": nn.functional.silu}
+FEED_FORWARD_CHUNK = {
+    "cpu": 512,
+    "cuda": 16384,
+}  # tokens per pass where no gradient is needed: bounds memory, fits cache
 
 
 @dataclass
@@ -39,6 +43,11 @@ class StrandBertUnpaddedOutput(BaseModelOutputWithPooling):
     """What heads get from the encoder: last_hidden_state (total_tokens, hidden) and where its tokens belong."""
 
     layout: SequenceLayout | None = None
+
+
+def uses_fused(config: StrandBertConfig) -> bool:
+    """The eager backend is the reference down to its matrix products: they equal the released code's bit by bit."""
+    return config._attn_implementation != "eager"
 
 
 class StrandBertEmbeddings(nn.Module):
@@ -74,7 +83,8 @@ class StrandBertUnpadSelfAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, layout: SequenceLayout, slopes: Tensor, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
-        qkv = self.Wqkv(hidden_states).view(-1, 3, self.num_heads, self.head_dim)
+        qkv = linear(self.Wqkv, hidden_states, fused=uses_fused(self.config))
+        qkv = qkv.view(-1, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.unbind(dim=1)
         dropout_p = self.config.attention_probs_dropout_prob if self.training else 0.0
         if output_attentions:
@@ -99,12 +109,16 @@ class StrandBertSelfOutput(nn.Module):
 
     def __init__(self, config: StrandBertConfig):
         super().__init__()
+        self.config = config
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, context: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(context)) + residual)
+        fused = uses_fused(self.config)
+        if self.training and self.dropout.p > 0:
+            return self.LayerNorm(self.dropout(linear(self.dense, context, fused=fused)) + residual)
+        return self.LayerNorm(linear(self.dense, context, plus=residual, fused=fused))
 
 
 class StrandBertAttention(nn.Module):
@@ -127,15 +141,22 @@ class StrandBertGatedMLP(nn.Module):
 
     def __init__(self, config: StrandBertConfig):
         super().__init__()
+        self.config = config
         self.gated_layers = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.activation = ACTIVATIONS[config.glu_activation]
         self.wo = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gate, up = self.gated_layers(hidden_states).chunk(2, dim=-1)
-        return self.layernorm(self.wo(self.dropout(self.activation(gate) * up)) + hidden_states)
+        chunk = FEED_FORWARD_CHUNK.get(hidden_states.device.type, len(hidden_states))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(hidden_states) <= chunk:
+            return self.feed_forward(hidden_states)
+        return torch.cat([self.feed_forward(tokens) for tokens in hidden_states.split(chunk)])
+
+    def feed_forward(self, hidden_states: Tensor) -> Tensor:
+        fused = uses_fused(self.config)
+        gated = gated_linear(self.gated_layers, hidden_states, self.config.glu_activation, fused)
+        return self.layernorm(linear(self.wo, self.dropout(gated), plus=hidden_states, fused=fused))
 
 
 class StrandBertLayer(GradientCheckpointingLayer):
