@@ -1,7 +1,8 @@
 """From files to training words: maximal ACGT runs, cut every `word_length` bases."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tokenization.alphabet import acgt_runs, normalize
 SEPARATOR = 255  # between words, in arrays of letter codes A 0, C 1, G 2, T 3
 CODES = np.full(256, SEPARATOR, dtype=np.uint8)
 CODES[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4, dtype=np.uint8)
+BLOCK_BASES = 1 << 24  # at most so many bases (or one longer word) are copied at a time
 DEFAULT_WORD_LENGTH = 1000  # bp; DNABERT-2 trained on 1,000 bp lines
 
 
@@ -62,39 +64,88 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, bytes]]:
             row += 1
 
 
-def read_codes(path: str | Path, word_length: int, both_strands: bool = False) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (codes, dropped) for each sequence of a file.
+@dataclass
+class Counts:
+    """What was read: sequences, bases (ACGT, forward strand only) and dropped letters (N and IUPAC)."""
 
-    codes: uint8, every word of the sequence with a SEPARATOR in front (and, with `both_strands`, the words of its
-    reverse complement after them); dropped: letters that are not ACGT (N, IUPAC). Raises as `read_sequences`, and
-    ValueError naming file, line, position and character when a character is no nucleotide.
+    sequences: int = 0
+    bases: int = 0
+    dropped: int = 0
+
+
+def read_codes(
+    paths: Iterable[str | Path], word_length: int, both_strands: bool = False, counts: Counts | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the words of all files as blocks of letter codes (uint8), a SEPARATOR in front of each word.
+
+    With `both_strands` the words of the reverse complement of each run follow those of the run. `counts` is kept up
+    to date. Raises as `read_sequences`, and ValueError naming file, line, position and character when a character is
+    no nucleotide.
     """
-    for where, raw in read_sequences(path):
-        try:
-            sequence = normalize(raw)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        runs = acgt_runs(sequence)
-        letters = CODES[np.frombuffer(sequence, dtype=np.uint8)]
-        words = cut_words(letters, runs, word_length)
-        if both_strands:
-            reverse_runs = [(len(letters) - end, len(letters) - start) for start, end in reversed(runs)]
-            complement = np.where(letters == SEPARATOR, letters, 3 - letters)[::-1]
-            words = np.concatenate([words, cut_words(complement, reverse_runs, word_length)])
-        yield words, len(sequence) - sum(end - start for start, end in runs)
-
-
-def cut_words(letters: np.ndarray, runs: list[tuple[int, int]], word_length: int) -> np.ndarray:
-    """Words of letter codes: each run cut every `word_length` bases from its start, SEPARATOR before each word."""
     if word_length < 2:
         raise ValueError(f"word_length must be at least 2 bases, got {word_length}")
-    pieces = []
-    for start, end in runs:
-        run = letters[start:end]
-        whole = len(run) // word_length * word_length
-        block = np.full((whole // word_length, word_length + 1), SEPARATOR, dtype=np.uint8)
-        block[:, 1:] = run[:whole].reshape(-1, word_length)
-        pieces.append(block.ravel())
-        if whole < len(run):
-            pieces += [np.array([SEPARATOR], dtype=np.uint8), run[whole:]]
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint8)
+    counts = Counts() if counts is None else counts
+    for path in paths:
+        for where, sequence in read_sequences(path):
+            try:
+                sequence = normalize(sequence)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            letters = np.frombuffer(sequence, dtype=np.uint8)
+            counts.sequences += 1
+            counts.dropped += len(letters)
+            for start, end in acgt_runs(sequence):
+                counts.bases += end - start
+                counts.dropped -= end - start
+                yield from cut_words(letters[start:end], word_length, reverse=False)
+                if both_strands:
+                    yield from cut_words(letters[start:end], word_length, reverse=True)
+
+
+def cut_words(run: np.ndarray, word_length: int, reverse: bool) -> Iterator[np.ndarray]:
+    """Codes of one ACGT run (or of its reverse complement) cut every `word_length` bases, in blocks of whole words."""
+    step = max(1, BLOCK_BASES // word_length) * word_length
+    for start in range(0, len(run), step):
+        if reverse:
+            codes = 3 - CODES[run[max(0, len(run) - start - step) : len(run) - start]][::-1]
+        else:
+            codes = CODES[run[start : start + step]]
+        whole = len(codes) // word_length
+        block = np.full((whole, word_length + 1), SEPARATOR, dtype=np.uint8)
+        block[:, 1:] = codes[: whole * word_length].reshape(whole, word_length)
+        rest = codes[whole * word_length :]
+        yield block.ravel() if len(rest) == 0 else np.concatenate([block.ravel(), [np.uint8(SEPARATOR)], rest])
+
+
+def load_codes(blocks: Iterable[np.ndarray], limit: int) -> tuple[np.ndarray, bool]:
+    """Join blocks into one array closed by a SEPARATOR, in place; stops once it holds `limit` codes.
+
+    Returns (codes, whether all blocks were read). The array grows by reallocation, so that no second copy is needed.
+    """
+    codes = np.empty(0, dtype=np.uint8)
+    used = 0
+    for block in blocks:
+        if used + len(block) + 1 > len(codes):
+            codes.resize(used + len(block) + 1 + max(1 << 20, used >> 4), refcheck=False)
+        codes[used : used + len(block)] = block
+        used += len(block)
+        if used >= limit:
+            break
+    else:
+        codes.resize(used + 1, refcheck=False)
+        codes[used] = SEPARATOR
+        return codes, True
+    codes.resize(used + 1, refcheck=False)
+    codes[used] = SEPARATOR
+    return codes, False
+
+
+def split_codes(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """Undo `load_codes`: blocks of whole words."""
+    start, last = 0, len(codes) - 1
+    while start < last:
+        end = min(start + BLOCK_BASES, last)
+        while codes[end] != SEPARATOR:
+            end += 1
+        yield codes[start:end]
+        start = end
