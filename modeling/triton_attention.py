@@ -1,11 +1,11 @@
 """
 ALiBi attention as Triton kernels, forward and backward, for sequences laid end to end.
 
-One program owns ROWS tokens of one head and walks over the range of tokens that can reach them: queries over keys in the
-forward pass and for the gradient of the queries, keys over queries for the gradients of keys and values. Ranges come
-from `key_ranges`, so time and memory grow almost linearly with the length; programs start longest range first. Softmax
-is the running-maximum form of FlashAttention-2 (Dao 2023, algorithms 1 and 2) in base 2; the bias is computed in
-registers from fp32 slopes. No atomics: results and gradients are the same in every run.
+One program owns ROWS tokens of one head and walks over the range of tokens that can reach them: queries over keys in
+the forward pass and for the gradient of the queries, keys over queries for the gradients of keys and values. Ranges
+come from `key_ranges`, so time grows almost linearly with the length; programs start longest range first. Softmax is
+the running-maximum form of FlashAttention-2 (Dao 2023, algorithms 1 and 2) in base 2; the bias is computed in registers
+from fp32 slopes. No atomics: results and gradients are the same in every run.
 
 The file imports without triton; `unavailable_reason` says why the kernels cannot run.
 """
@@ -34,9 +34,9 @@ LOG2_E = math.log2(math.e)
 # that compile for sm_80 and sm_90 without register spills in at most 99 KB of shared memory (what an RTX 3090 has).
 TILES = {
     (64, 2): (128, (64, 8, 3), (64, 8, 2), (64, 8, 2)),
-    (128, 2): (64, (64, 4, 2), (64, 4, 1), (32, 4, 1)),
-    (64, 4): (64, (64, 8, 2), (32, 8, 1), (32, 8, 1)),
-    (128, 4): (32, (32, 4, 1), (32, 4, 1), (32, 4, 1)),
+    (128, 2): (64, (32, 4, 2), (32, 4, 2), (32, 8, 1)),
+    (64, 4): (64, (32, 8, 1), (16, 8, 1), (32, 8, 1)),
+    (128, 4): (32, (16, 8, 1), (16, 8, 1), (16, 8, 1)),
 }
 
 
@@ -83,7 +83,7 @@ def triton_attention(
     """
     _check_inputs(query, key, value, dropout_p)
     if query.shape[0] == 0:
-        return torch.zeros_like(query)
+        return query + key + value  # as empty as they are, and differentiable
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     work = _work(query.detach(), key.detach(), slopes, tuple(boundaries), skip_eps, symmetric=needs_gradient)
     seed = int(torch.randint(2**62, ())) if dropout_p > 0 else 0
@@ -257,26 +257,28 @@ if triton is not None:
     # from the first row: exact up to 2^24 tokens. Token indices are multiplied by strides in 64 bits.
 
     @triton.jit
-    def _load_tile(pointer, token_stride, start, end, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
-        """(LENGTH, PADDED) numbers of one head from token `start` on; zeros from token `end` and from HEAD_DIM on."""
+    def _tile(pointer, token_stride, start, end, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
+        """Addresses (LENGTH, PADDED) of one head from token `start` on; mask False from token `end` and HEAD_DIM on."""
         offsets = tl.arange(0, LENGTH)
         dims = tl.arange(0, PADDED)
         mask = (start + offsets < end)[:, None]
         if PADDED != HEAD_DIM:
             mask = mask & (dims < HEAD_DIM)[None, :]
-        tile = pointer + tl.cast(start, tl.int64) * token_stride + (offsets[:, None] * token_stride + dims[None, :])
+        stride = tl.cast(token_stride, tl.int64)
+        return pointer + start * stride + (offsets[:, None] * stride + dims[None, :]), mask
+
+    @triton.jit
+    def _load(pointer, token_stride, start, end, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
+        """The numbers of a tile, zeros where its mask is False."""
+        tile, mask = _tile(pointer, token_stride, start, end, LENGTH, HEAD_DIM, PADDED)
         return tl.load(tile, mask=mask, other=0.0)
 
     @triton.jit
-    def _store_tile(
-        pointer, tile, token_stride, start, end, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr
+    def _store(
+        pointer, numbers, token_stride, start, end, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr
     ):
-        """Counterpart of `_load_tile`; writes nothing from token `end` on."""
-        offsets = tl.arange(0, LENGTH)
-        dims = tl.arange(0, PADDED)
-        mask = (start + offsets < end)[:, None] & (dims < HEAD_DIM)[None, :]
-        target = pointer + tl.cast(start, tl.int64) * token_stride + (offsets[:, None] * token_stride + dims[None, :])
-        tl.store(target, tile.to(pointer.dtype.element_ty), mask=mask)
+        tile, mask = _tile(pointer, token_stride, start, end, LENGTH, HEAD_DIM, PADDED)
+        tl.store(tile, numbers.to(pointer.dtype.element_ty), mask=mask)
 
     @triton.jit
     def _dot(a, b, accumulator, UPCAST: tl.constexpr):
@@ -359,7 +361,7 @@ if triton is not None:
         high = tl.load(range_high + item)
         slope = _slope_of(slopes, head)
         query_rows = query + head * query_head_stride
-        q = _load_tile(query_rows, query_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        q = _load(query_rows, query_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
         rows = tl.arange(0, ROWS)
         positions = rows.to(tl.float32)
 
@@ -367,10 +369,8 @@ if triton is not None:
         total = tl.zeros((ROWS,), tl.float32)
         context = tl.zeros((ROWS, PADDED_DIM), tl.float32)
         for start in range(low, high, COLUMNS):
-            k = _load_tile(key + head * key_head_stride, key_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
-            v = _load_tile(
-                value + head * value_head_stride, value_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM
-            )
+            k = _load(key + head * key_head_stride, key_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
+            v = _load(value + head * value_head_stride, value_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
             logits = _logits(
                 _products(q, k, ROWS, COLUMNS, UPCAST),
                 positions,
@@ -391,7 +391,7 @@ if triton is not None:
 
         context = context / total[:, None]
         tile = output + head * output_head_stride
-        _store_tile(tile, context, output_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        _store(tile, context, output_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
         tl.store(logsumexp + head * total_tokens + first + rows, maximum + tl.log2(total), mask=first + rows < end)
 
     @triton.jit(do_not_specialize=["total_tokens", "num_blocks", "seed"])
@@ -444,9 +444,9 @@ if triton is not None:
         query_rows = query + head * query_head_stride
         output_rows = output + head * output_head_stride
         grad_rows = grad_output + head * grad_output_head_stride
-        q = _load_tile(query_rows, query_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
-        o = _load_tile(output_rows, output_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
-        do = _load_tile(grad_rows, grad_output_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        q = _load(query_rows, query_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        o = _load(output_rows, output_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        do = _load(grad_rows, grad_output_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
         rows = tl.arange(0, ROWS)
         positions = rows.to(tl.float32)
         inside = first + rows < end
@@ -457,10 +457,8 @@ if triton is not None:
 
         dq = tl.zeros((ROWS, PADDED_DIM), tl.float32)
         for start in range(low, high, COLUMNS):
-            k = _load_tile(key + head * key_head_stride, key_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
-            v = _load_tile(
-                value + head * value_head_stride, value_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM
-            )
+            k = _load(key + head * key_head_stride, key_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
+            v = _load(value + head * value_head_stride, value_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
             logits = _logits(
                 _products(q, k, ROWS, COLUMNS, UPCAST),
                 positions,
@@ -478,7 +476,7 @@ if triton is not None:
             dq = _dot(grad_logits.to(k.dtype), k, dq, UPCAST)
 
         tile = grad_query + head * grad_query_head_stride
-        _store_tile(tile, dq * scale, grad_query_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        _store(tile, dq * scale, grad_query_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
 
     @triton.jit(do_not_specialize=["total_tokens", "num_blocks", "seed"])
     def _key_value_gradient_kernel(
@@ -527,8 +525,8 @@ if triton is not None:
         low = tl.load(range_low + item)
         high = tl.load(range_high + item)
         slope = _slope_of(slopes, head)
-        k = _load_tile(key + head * key_head_stride, key_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
-        v = _load_tile(value + head * value_head_stride, value_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        k = _load(key + head * key_head_stride, key_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        v = _load(value + head * value_head_stride, value_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
         rows = tl.arange(0, ROWS)
         columns = tl.arange(0, COLUMNS)
         positions = rows.to(tl.float32)
@@ -538,8 +536,8 @@ if triton is not None:
         for start in range(low, high, COLUMNS):
             query_columns = query + head * query_head_stride
             grad_columns = grad_output + head * grad_output_head_stride
-            q = _load_tile(query_columns, query_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
-            do = _load_tile(grad_columns, grad_output_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
+            q = _load(query_columns, query_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
+            do = _load(grad_columns, grad_output_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
             inside = start + columns < end
             column_offsets = head * total_tokens + start + columns
             lse = tl.load(logsumexp + column_offsets, mask=inside, other=float("inf"))
@@ -564,5 +562,5 @@ if triton is not None:
 
         key_tile = grad_key + head * grad_key_head_stride
         value_tile = grad_value + head * grad_value_head_stride
-        _store_tile(key_tile, dk * scale, grad_key_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
-        _store_tile(value_tile, dv, grad_value_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        _store(key_tile, dk * scale, grad_key_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
+        _store(value_tile, dv, grad_value_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
