@@ -11,6 +11,7 @@ sdpa                torch's scaled_dot_product_attention; the bias is a view of 
 alibi_banded        sdpa on a band of keys around each query: keys so far away that    length
                     their probability is below the rounding of the dtype are skipped
 flash_attention_2   the flash-attn package with alibi_slopes (CUDA, fp16 or bf16)      length
+alibi_triton        our own kernels with the same skipping (CUDA; asked for by name)   length
 
 `choose_backend` is the table that decides when none is asked for. A backend that was asked for runs or raises.
 """
@@ -24,11 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .key_ranges import band_widths
+from .triton_attention import triton_attention
+from .triton_attention import unavailable_reason as triton_problem
 from .unpadding import SequenceLayout
 
-BACKENDS = ("auto", "eager", "sdpa", "alibi_banded", "flash_attention_2")
+BACKENDS = ("auto", "eager", "sdpa", "alibi_banded", "flash_attention_2", "alibi_triton")
 
 BANDED_FROM = 1024  # tokens; below it one dense sdpa call costs less than many banded ones
+SHORTEST_BANDED = 128  # tokens; two chunks, the least that a band can cut
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -59,6 +63,8 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, max_seqlen: i
     cuda     fp16, bf16   any                flash_attention_2 if a flash-attn with alibi_slopes is installed
     any      any          < 1,024 tokens     sdpa
     any      any          >= 1,024 tokens    alibi_banded
+
+    alibi_triton is never chosen: its speed has not been measured on a GPU yet.
     """
     if torch.device(device).type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         if _flash_attention_2_function()[0] is not None:
@@ -79,6 +85,8 @@ def check_backend(name: str | None) -> str:
         raise ValueError(f"attn_implementation={name!r} is unknown to StrandBERT; choose one of {', '.join(BACKENDS)}")
     if name == "flash_attention_2" and (problem := _flash_attention_2_function()[1]):
         raise ImportError(f"attn_implementation='flash_attention_2' cannot run: {problem}")
+    if name == "alibi_triton" and (problem := triton_problem()):
+        raise ImportError(f"attn_implementation='alibi_triton' cannot run: {problem}")
     return name
 
 
@@ -118,7 +126,7 @@ def alibi_attention(
         backend: one of BACKENDS; "auto" asks `choose_backend`.
         dropout_p: dropout of the attention probabilities.
         skip_eps: probability mass that a query may lose by skipped keys; None takes the unit roundoff of the dtype,
-            0 skips nothing. Read by alibi_banded.
+            0 skips nothing. Read by alibi_banded and alibi_triton.
 
     Returns:
         (total_tokens, heads, head_dim)
@@ -140,6 +148,8 @@ def alibi_attention(
         return sdpa_attention(query, key, value, slopes, layout, dropout_p)
     if backend == "alibi_banded":
         return banded_attention(query, key, value, slopes, layout, dropout_p, skip_eps)
+    if backend == "alibi_triton":
+        return triton_attention(query, key, value, slopes, layout.boundaries(), dropout_p, skip_eps)
     return flash_attention_2(query, key, value, slopes, layout, dropout_p)
 
 
@@ -192,16 +202,7 @@ def sdpa_attention(
 ) -> Tensor:
     """Dense attention by torch's fused kernel with an ALiBi bias that takes memory linear in the length."""
     distances = _distance_vector(slopes, layout.max_seqlen, query)
-    if layout.uniform:
-        grid = (layout.batch_size, layout.length, *query.shape[1:])
-        output = _sdpa_toeplitz(query.view(grid), key.view(grid), value.view(grid), distances, dropout_p)
-        return output.reshape(query.shape)
-    outputs = []
-    for start, end in layout.boundaries():
-        if start < end:
-            q, k, v = (tensor[start:end].unsqueeze(0) for tensor in (query, key, value))
-            outputs.append(_sdpa_toeplitz(q, k, v, distances, dropout_p).squeeze(0))
-    return torch.cat(outputs)
+    return _by_length(lambda q, k, v: _sdpa_toeplitz(q, k, v, distances, dropout_p), query, key, value, layout)
 
 
 def banded_attention(
@@ -216,20 +217,22 @@ def banded_attention(
     """
     Attention over a band of keys around each query, as wide per head and sequence as `band_widths` proves necessary.
 
-    Heads whose band spans the sequence are computed densely, the others by one batched sdpa call over overlapping key
-    bands plus one small call for each chunk at the ends.
+    Heads whose band spans the sequence are computed densely together, each other head by one batched sdpa call over
+    overlapping key bands plus one small call for each chunk at the ends.
     """
-    outputs = []
-    for start, end in layout.boundaries():
-        if start == end:
-            continue
-        q, k, v = query[start:end], key[start:end], value[start:end]
-        widths = band_widths(q.detach(), k.detach(), slopes, skip_eps)
-        outputs.append(torch.stack([
-            _banded_head(q[:, head], k[:, head], v[:, head], slopes[head], width, dropout_p)
-            for head, width in enumerate(widths)
-        ], dim=1))  # fmt: skip
-    return torch.cat(outputs)
+    distances = _distance_vector(slopes, layout.max_seqlen, query)
+
+    def attend(q, k, v):
+        if q.shape[1] < SHORTEST_BANDED:
+            return _sdpa_toeplitz(q, k, v, distances, dropout_p)
+        return torch.stack(
+            [
+                _banded_sequence(*tensors, slopes, distances, dropout_p, skip_eps)
+                for tensors in zip(q, k, v, strict=True)
+            ]
+        )
+
+    return _by_length(attend, query, key, value, layout)
 
 
 def flash_attention_2(
@@ -294,14 +297,56 @@ def _sdpa_toeplitz(query: Tensor, key: Tensor, value: Tensor, distances: Tensor,
     return output.transpose(1, 2).flip(1)
 
 
+def _by_length(attend, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout) -> Tensor:
+    """
+    Apply `attend`, a function of (sequences, length, heads, head_dim) tensors, to all sequences of one length at once.
+
+    Returns:
+        (total_tokens, heads, head_dim)
+    """
+    if layout.uniform:
+        grid = (layout.batch_size, layout.length, *query.shape[1:])
+        return attend(query.view(grid), key.view(grid), value.view(grid)).reshape(query.shape)
+    outputs, order = [], []
+    for length, starts in layout.starts_by_length().items():
+        if len(starts) == 1:
+            inputs = [tensor[starts[0] : starts[0] + length].unsqueeze(0) for tensor in (query, key, value)]
+        else:
+            places = torch.tensor(starts, device=query.device)[:, None] + torch.arange(length, device=query.device)
+            inputs = [tensor[places] for tensor in (query, key, value)]
+        outputs.append(attend(*inputs).flatten(0, 1))
+        order += [(start, length) for start in starts]
+    output = torch.cat(outputs)
+    if order == sorted(order):
+        return output
+    places = torch.cat([torch.arange(start, start + length) for start, length in order])
+    return torch.empty_like(output).index_copy(0, places.to(output.device), output)
+
+
+def _banded_sequence(query, key, value, slopes, distances, dropout_p, skip_eps) -> Tensor:
+    """All heads of one sequence, (length, heads, head_dim)."""
+    length = query.shape[0]
+    widths = band_widths(query.detach(), key.detach(), slopes, skip_eps)
+    dense = [head for head, width in enumerate(widths) if width + _chunk_of(width) >= length]
+    outputs = {}
+    if dense:
+        heads = slice(None) if len(dense) == len(widths) else dense
+        inputs = (tensor[None, :, heads] for tensor in (query, key, value))
+        outputs = dict(zip(dense, _sdpa_toeplitz(*inputs, distances[heads], dropout_p)[0].unbind(1), strict=True))
+    for head, width in enumerate(widths):
+        if head not in outputs:
+            outputs[head] = _banded_head(query[:, head], key[:, head], value[:, head], slopes[head], width, dropout_p)
+    return torch.stack([outputs[head] for head in range(len(widths))], dim=1)
+
+
+def _chunk_of(width: int) -> int:
+    """Queries that share one band of keys: few enough that the band is little wider than twice the width."""
+    return min(512, max(64, width // 2))
+
+
 def _banded_head(query: Tensor, key: Tensor, value: Tensor, slope: Tensor, width: int, dropout_p: float) -> Tensor:
     """One head of one sequence, (length, head_dim); keys farther than `width` tokens are not read."""
-    length = query.shape[0]
-    chunk = min(512, max(64, width // 2))
-    if width + chunk >= length:
-        distances = _distance_vector(slope[None], length, query)
-        q, k, v = (tensor[None, :, None] for tensor in (query, key, value))
-        return _sdpa_toeplitz(q, k, v, distances, dropout_p)[0, :, 0]
+    length, chunk = query.shape[0], _chunk_of(width)
     band = chunk + 2 * width
     distances = _distance_vector(slope[None], chunk + width, query)
     first_full = -(-width // chunk)  # first chunk whose whole band lies inside the sequence

@@ -28,6 +28,7 @@ from .alibi_attention import alibi_attention, alibi_slopes, attentions_on_grid, 
 from .configuration_strandbert import StrandBertConfig
 from .fused_linear import gated_linear, linear
 from .key_ranges import key_ranges  # noqa: F401  transformers 4 copies to its cache only files that this one imports
+from .triton_attention import triton_attention  # noqa: F401
 from .unpadding import SequenceLayout, cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
 
 logger = logging.get_logger(__name__)

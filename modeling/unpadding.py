@@ -50,6 +50,14 @@ class SequenceLayout:
             self._boundaries = list(zip(starts[:-1], starts[1:], strict=True))
         return self._boundaries
 
+    def starts_by_length(self) -> dict[int, list[int]]:
+        """First token of every sequence that is not empty, by length."""
+        starts = {}
+        for start, end in self.boundaries():
+            if start < end:
+                starts.setdefault(end - start, []).append(start)
+        return starts
+
     def sequence_grid(self) -> tuple[Tensor, Tensor]:
         """
         Token of each place when every sequence stands in a row of its own, at the left: int64 and bool

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling import alibi_attention as attention
-from modeling.key_ranges import band_widths, key_ranges, query_reach
+from modeling.key_ranges import band_widths
 from modeling.unpadding import layout_from_cu_seqlens
 
 FAST_BACKENDS = {"sdpa": attention.sdpa_attention, "alibi_banded": attention.banded_attention}
@@ -227,3 +227,9 @@ def test_flash_attention_on_cpu_says_so(flash_attn):
     query, key, value = random_qkv(8, 2, 8, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="runs on CUDA only, the tensors are on cpu"):
         attention.alibi_attention(query, key, value, slopes_of(2), packed([8]), backend="flash_attention_2")
+
+
+def test_triton_that_is_missing_raises_with_the_reason(monkeypatch):
+    monkeypatch.setattr(attention, "triton_problem", lambda: "the package triton is not installed")
+    with pytest.raises(ImportError, match="'alibi_triton' cannot run: the package triton is not installed"):
+        attention.check_backend("alibi_triton")
