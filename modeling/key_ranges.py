@@ -21,7 +21,7 @@ LOCAL_BLOCK = 64  # tokens whose logits give the lower bound of the softmax deno
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """Largest relative error of rounding to `dtype`: 2^-24 for fp32, 2^-9 for bf16."""
+    """Largest relative error of rounding to `dtype`: 2^-24 for fp32, 2^-8 for bf16."""
     return torch.finfo(dtype).eps / 2
 
 
