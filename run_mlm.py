@@ -138,7 +138,10 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pre
         SettingsError: naming the file and the wrong key or value.
     """
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, PretrainingArguments), description=__doc__, formatter_class=_HelpFormatter
+        (ModelArguments, DataArguments, PretrainingArguments),
+        usage="run_mlm.py [--flag value ...] | settings.json | settings.yaml    (--help lists the flags)",
+        description=__doc__,
+        formatter_class=_HelpFormatter,
     )
     try:
         if len(argv) == 1 and argv[0].endswith(".json"):
@@ -359,8 +362,16 @@ def save_model(trainer: MlmTrainer):
 
 
 def evaluate(trainer: MlmTrainer, train_dataset: MlmDataset) -> dict[str, float]:
-    """Held-out metrics, with the losses that token frequencies alone reach beside them."""
-    metrics = trainer.evaluate()
+    """Held-out metrics of the final weights, with the losses that token frequencies alone reach beside them."""
+    at_last_step = [
+        entry
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step
+    ]
+    if at_last_step and not trainer.args.load_best_model_at_end:
+        metrics = {name: value for name, value in at_last_step[-1].items() if name.startswith("eval_")}
+    else:
+        metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         baselines = frequency_baselines(train_dataset.store, trainer.eval_dataset, len(trainer.tokenizer))
         metrics |= {f"eval_{name}": value for name, value in baselines.items()}
@@ -419,8 +430,6 @@ def main(argv: list[str] | None = None):
     eval_metrics = evaluate(trainer, train_dataset) if eval_dataset is not None else {}
     if trainer.is_world_process_zero():
         write_results(trainer, train_metrics, eval_metrics, report)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def set_up_logging(args: PretrainingArguments):
@@ -438,3 +447,5 @@ def set_up_logging(args: PretrainingArguments):
 
 if __name__ == "__main__":
     main()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -62,6 +62,8 @@ class PretrainingArguments(TrainingArguments):
     report_to: str | None = field(default="none", metadata={"help": "none, all, tensorboard, wandb, ..."})
 
     def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
         schedule = SCHEDULES[self.schedule]
         if self.learning_rate is None:
             self.learning_rate = schedule.learning_rate

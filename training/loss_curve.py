@@ -53,7 +53,8 @@ def _draw(entries: list[dict], baselines: dict[str, float], path: Path):
         tokens = axes.secondary_xaxis("top", functions=(lambda x: x * tokens_per_step, lambda x: x / tokens_per_step))
         tokens.set_xlabel("tokens")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_lines():
+        axes.legend()
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120, format="png")
     temporary.replace(path)

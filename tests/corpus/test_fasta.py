@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus import fasta
@@ -69,6 +69,7 @@ def test_compression_is_told_by_content_not_by_name(write):
     assert [record.name for record in read_fasta(write(TWO_RECORDS, "genome.fa.gz"))] == ["chr1", "chr2"]
 
 
+@settings(deadline=None)
 @given(
     records=st.lists(
         st.tuples(st.text("abc1 ", max_size=8), st.lists(st.text("ACGTNacgtn", max_size=9), min_size=1, max_size=5)),

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenization import alphabet
@@ -70,6 +70,7 @@ def test_no_bases_no_runs(sequence):
     assert acgt_runs(sequence) == []
 
 
+@settings(deadline=None)
 @given(sequences.map(str.encode), st.integers(1, 7), st.integers(1, 5))
 def test_runs_agree_with_a_regular_expression(sequence, block, min_length):
     expected = [m.span() for m in re.finditer(rb"[ACGTUacgtu]+", sequence) if m.end() - m.start() >= min_length]

@@ -1,0 +1,68 @@
+"""A small genome, a small vocabulary and a minuscule model for the tests of pre-training."""
+
+import gc
+import json
+import random
+
+import hypothesis
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # machines of a CI share their cores
+hypothesis.settings.load_profile("no deadline")
+
+MERGES = [("A", "A"), ("C", "G"), ("T", "T"), ("AA", "CG"), ("G", "TT"), ("AACG", "T"), ("A", "C"), ("AC", "AC")]
+VOCABULARY_SIZE = 9 + len(MERGES)
+
+
+def random_dna(length: int, seed: int) -> str:
+    """Random bases, a little structured: every fifth word is the same."""
+    rng = random.Random(seed)
+    words = ("".join(rng.choices("ACGT", k=9)) if rng.random() < 0.8 else "AACGTTACG" for _ in range(length // 9 + 1))
+    return "".join(words)[:length]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_garbage_collection():
+    """accelerate collects garbage before every training; leave the imported modules out of it."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer_files(bpe_tokenizer(MERGES), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    config = {
+        "model_type": "strandbert",
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "hidden_dropout_prob": 0.0,
+    }
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def genome_file(tmp_path_factory):
+    """Three contigs of 3,000 bp, the second with a gap of N; about 80 windows of 48 tokens."""
+    contigs = [random_dna(3000, seed) for seed in range(3)]
+    contigs[1] = contigs[1][:1000] + "N" * 200 + contigs[1][1200:]
+    path = tmp_path_factory.mktemp("genome") / "genome.fa"
+    path.write_text("".join(f">contig{i} test\n{contig}\n" for i, contig in enumerate(contigs)))
+    return path

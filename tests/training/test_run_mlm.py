@@ -1,0 +1,440 @@
+"""run_mlm.py end to end, with a minuscule model: what it writes, exact resume, equal results, clear errors."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+import run_mlm
+from modeling import StrandBertForMaskedLM
+from tests.training.conftest import random_dna
+from training import loss_curve
+from training.checkpoints import COMPLETE
+from training.data import EpochSampler
+from training.trainer import MlmTrainer
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Drawing takes longer than training here."""
+    monkeypatch.setattr(loss_curve, "_draw", lambda *_: None)
+
+
+ROOT = Path(run_mlm.__file__).parent
+STEPS = 12  # an epoch of 76 windows has 10 steps of 8: every run crosses its border
+
+
+@pytest.fixture
+def settings(tmp_path, config_file, tokenizer_folder, genome_file) -> dict:
+    """Settings of a run of STEPS steps, as a JSON file would hold them."""
+    return {
+        "config_name": str(config_file),
+        "tokenizer_name": str(tokenizer_folder),
+        "train_file": str(genome_file),
+        "output_dir": str(tmp_path / "run"),
+        "validation_split_percentage": 20,
+        "max_train_samples": 76,
+        "max_seq_length": 32,
+        "max_steps": STEPS,
+        "global_batch_size": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-3,
+        "logging_steps": 1,
+        "eval_steps": 6,
+        "save_steps": 4,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+
+def flags(settings: dict) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def run(settings: dict, **changes) -> Path:
+    """Run the script in this process and return the output folder."""
+    settings = settings | changes
+    run_mlm.main(flags(settings))
+    return Path(settings["output_dir"])
+
+
+def error_of(settings: dict, capsys, **changes) -> str:
+    with pytest.raises(SystemExit) as caught:
+        run(settings, **changes)
+    return str(caught.value.code) + capsys.readouterr().err
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(folder: Path, column: str = "train_loss") -> list[float]:
+    with open(folder / "loss_curve.csv", newline="") as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+@pytest.fixture
+def with_dropout(tmp_path, settings) -> dict:
+    """The same settings with a model that has dropout: its random numbers must be resumed too."""
+    config = json.loads(Path(settings["config_name"]).read_text()) | {"hidden_dropout_prob": 0.1}
+    (tmp_path / "dropout.json").write_text(json.dumps(config))
+    return settings | {"config_name": str(tmp_path / "dropout.json")}
+
+
+# -- what a run writes ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_writes_results_curve_and_model(settings, monkeypatch):
+    monkeypatch.undo()  # this one draws
+    folder = run(settings, max_steps=60, eval_steps=30, save_steps=60)
+    found = results(folder)
+    assert found["global_step"] == 60
+    assert found["eval_loss"] < found["eval_unigram_entropy"] < math.log(17)
+    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]))
+    assert found["eval_accuracy"] > 0.2
+    assert found["train_tokens_per_second"] > 0 and found["train_base_pairs_per_second"] > 0
+    assert found["data"]["splits"]["train"]["base_pairs"] + found["data"]["splits"]["validation"]["base_pairs"] == 8800
+    assert len(losses(folder)) == 60 and len(losses(folder, "eval_loss")) == 2
+    assert (folder / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("train_results.json", "eval_results.json"):
+        assert json.loads((folder / name).read_text()).items() <= found.items()
+
+
+def test_nothing_written_is_a_pickle(settings):
+    folder = run(settings)
+    kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert kinds == {".safetensors", ".json", ".npy", ".csv", ".py"}
+
+
+def test_evaluation_is_the_mean_over_all_masked_tokens(settings, tokenizer):
+    folder = run(settings, per_device_eval_batch_size=3)
+    model = StrandBertForMaskedLM.from_pretrained(folder).eval()
+    _, data_args, args = run_mlm.parse_arguments(flags(settings))
+    _, dataset, _ = run_mlm.load_datasets(data_args, args, tokenizer)
+    nats, correct, count = 0.0, 0, 0
+    for index in range(len(dataset)):
+        sample = {name: torch.from_numpy(values)[None] for name, values in dataset[index].items()}
+        targets = sample["labels"] != -100
+        scores = model(sample["input_ids"]).logits[targets].log_softmax(-1)
+        nats -= scores.gather(1, sample["labels"][targets][:, None]).sum().item()
+        correct += (scores.argmax(-1) == sample["labels"][targets]).sum().item()
+        count += int(targets.sum())
+    found = results(folder)
+    assert found["eval_loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert found["eval_accuracy"] == pytest.approx(correct / count)
+    assert found["eval_masked_tokens"] == count
+    bases_per_token = dataset.store.base_pairs / len(dataset.store.tokens)
+    assert found["eval_bits_per_base"] == pytest.approx(found["eval_loss"] / math.log(2) / bases_per_token)
+
+
+def test_tokens_are_counted_without_padding(settings, tokenizer):
+    folder = run(settings, max_steps=10)
+    _, data_args, args = run_mlm.parse_arguments(flags(settings))
+    dataset, _, _ = run_mlm.load_datasets(data_args, args, tokenizer)
+    one_epoch = EpochSampler(len(dataset), 8, args.seed)
+    assert results(folder)["train_tokens_seen"] == sum(len(dataset.window(index)) for _, index in one_epoch)
+
+
+def test_a_checkpoint_loads_in_a_fresh_process_without_the_checkout(settings, tmp_path):
+    folder = run(settings)
+    model = StrandBertForMaskedLM.from_pretrained(folder / "checkpoint-8").eval()
+    expected = model(torch.tensor([[1, 7, 4, 9, 2]])).logits
+    script = f"""
+import torch, sys
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+model = AutoModelForMaskedLM.from_pretrained({str(folder / "checkpoint-8")!r}, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert "modeling" not in sys.modules
+print(tokenizer("AACGTT")["input_ids"])
+print(model(torch.tensor([[1, 7, 4, 9, 2]])).logits.flatten().tolist())
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    completed = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    ids, logits = completed.stdout.splitlines()[-2:]
+    assert json.loads(ids) == [1, 12, 11, 2]  # [CLS] AACG TT [SEP]
+    assert torch.equal(torch.tensor(json.loads(logits)).view_as(expected), expected)
+
+
+def test_old_checkpoints_are_removed_on_request(settings):
+    folder = run(settings, save_steps=3, save_total_limit=2)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-9"]
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+def test_a_file_of_settings_equals_flags(settings, tmp_path, kind):
+    by_flags = run(settings)
+    content = settings | {"output_dir": str(tmp_path / "by_file")}
+    path = tmp_path / f"settings.{kind}"
+    path.write_text(json.dumps(content) if kind == "json" else yaml.safe_dump(content))
+    run_mlm.main([str(path)])
+    assert_same_weights(by_flags, tmp_path / "by_file")
+
+
+def test_help_names_examples_and_flags(capsys):
+    with pytest.raises(SystemExit):
+        run_mlm.main(["--help"])
+    text = capsys.readouterr().out
+    assert "accelerate launch run_mlm.py --config_name" in text
+    assert "--global_batch_size" in text and "--schedule" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"train_file": "absent.fa"}, "absent.fa: no such file"),
+        ({"config_name": "absent"}, "no configuration at absent"),
+        ({"tokenizer_name": "absent"}, "no tokenizer at absent"),
+        ({"no_such_flag": 1}, "no_such_flag"),
+        ({"global_batch_size": 12}, "global_batch_size 12 is no multiple of 8"),
+        ({"mlm_probability": 0}, "mlm_probability is 0.0"),
+        ({"max_seq_length": 2}, "max_seq_length is 2"),
+        ({"schedule": "bert"}, "dnabert2"),
+        ({"resume_from_checkpoint": "absent"}, "cannot resume from absent"),
+    ],
+)
+def test_wrong_settings_are_named(settings, capsys, changes, expected):
+    assert expected in error_of(settings, capsys, **changes)
+
+
+def test_a_wrong_key_in_a_file_names_file_and_key(settings, tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings | {"max_lenght": 3}))
+    with pytest.raises(SystemExit, match=r"settings\.yaml: .*max_lenght"):
+        run_mlm.main([str(path)])
+
+
+def test_special_tokens_with_other_ids_name_token_and_both_ids(settings, config_file, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(
+        json.dumps(json.loads(config_file.read_text()) | {"pad_token_id": 0, "unk_token_id": 3})
+    )
+    message = error_of(settings, capsys, config_name=tmp_path / "config.json")
+    assert "[UNK] has id 0 in the tokenizer" in message and "but id 3 in the configuration" in message
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(settings, config_file, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(config_file.read_text()) | {"vocab_size": 16}))
+    message = error_of(settings, capsys, config_name=tmp_path / "config.json")
+    assert "has 17 tokens, more than vocab_size 16" in message
+
+
+def test_a_model_of_another_kind_is_refused(settings, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "describes a model of type 'bert'" in error_of(settings, capsys, config_name=tmp_path / "config.json")
+
+
+def test_protein_is_refused(settings, tmp_path, capsys):
+    (tmp_path / "protein.fa").write_text(">sp\nMVHLTPEEK\n")
+    message = error_of(settings, capsys, train_file=tmp_path / "protein.fa")
+    assert "protein.fa, line 2, record 'sp': letter 'L'" in message and "looks like protein" in message
+
+
+# -- the output folder ---------------------------------------------------------------------------------------------
+
+
+def test_an_output_folder_with_other_contents_is_left_alone(settings, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    assert "thesis.txt" in error_of(settings, capsys)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_finished_run_is_not_trained_again(settings, monkeypatch):
+    folder = run(settings)
+    before, found = weights(folder), results(folder)
+    monkeypatch.setattr(MlmTrainer, "training_step", lambda *_: pytest.fail("trained again"))
+    run(settings)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
+    assert results(folder) == found
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(settings):
+    run(settings, max_steps=8)
+    folder = run(settings, max_steps=STEPS)
+    assert len(losses(folder)) == STEPS
+    assert results(folder)["global_step"] == STEPS
+
+
+def test_starting_over_has_to_be_asked_for(settings):
+    folder = run(settings, seed=1)
+    run(settings, overwrite_output_dir=True)
+    fresh = run(settings, output_dir=str(folder) + "_fresh")
+    assert_same_weights(folder, fresh)
+
+
+def test_changed_settings_are_named_when_resuming(settings, caplog):
+    folder = run(settings)
+    shutil.rmtree(folder / "checkpoint-12")
+    run(settings, mlm_probability=0.3)
+    assert "Resuming with --mlm_probability 0.3" in caplog.text and "was saved with 0.15" in caplog.text
+
+
+# -- exact resume --------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+import run_mlm, training.trainer
+from training.trainer import MlmTrainer
+
+def die(*arguments, **keywords):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment, step = sys.argv[1], int(sys.argv[2])
+if moment == "training":
+    training_step = MlmTrainer.training_step
+    MlmTrainer.training_step = lambda self, *rest: (
+        die() if self.state.global_step == step else training_step(self, *rest)
+    )
+else:  # weights and optimiser are on disk, the mark of completeness is not
+    mark_complete = training.trainer.mark_complete
+    training.trainer.mark_complete = lambda folder: die() if folder.name.endswith(f"-{step}") else mark_complete(folder)
+run_mlm.main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize(("moment", "step"), [("training", 6), ("saving", 8)])
+def test_killed_and_resumed_equals_uninterrupted(with_dropout, tmp_path, moment, step):
+    killed = with_dropout | {"output_dir": str(tmp_path / "killed")}
+    completed = subprocess.run(
+        [sys.executable, "-c", KILLED, moment, str(step), *flags(killed)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert completed.returncode == -9, completed.stderr
+    assert (tmp_path / "killed" / "checkpoint-4" / COMPLETE).is_file()
+    assert (tmp_path / "killed" / "checkpoint-8").is_dir() == (moment == "saving")
+    resumed, whole = run(killed), run(with_dropout)
+    assert_same_weights(resumed, whole)
+    assert losses(resumed) == losses(whole)
+    assert losses(resumed, "eval_loss") == losses(whole, "eval_loss")
+
+
+@pytest.mark.parametrize("checkpoint", [4, 8])
+def test_resuming_with_accumulation_and_a_second_epoch_is_exact(with_dropout, checkpoint):
+    options = {"per_device_train_batch_size": 2, "max_steps": 16, "global_batch_size": 16}  # 5 steps an epoch
+    whole = run(with_dropout, **options)
+    before, curve = weights(whole), losses(whole)
+    for path in whole.glob("checkpoint-*"):
+        if int(path.name.split("-")[1]) > checkpoint:
+            shutil.rmtree(path)
+    resumed = run(with_dropout, **options)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(resumed).items())
+    assert losses(resumed) == curve
+
+
+def test_a_truncated_checkpoint_is_passed_over(settings, caplog):
+    folder = run(settings)
+    before = weights(folder)
+    damaged = folder / "checkpoint-12" / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    run(settings)
+    assert "Passing over" in caplog.text and "optimizer.safetensors holds" in caplog.text
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
+
+
+# -- equal results -------------------------------------------------------------------------------------------------
+
+
+def assert_same_curve(first: Path, second: Path):
+    for column in ("train_loss", "eval_loss"):
+        assert losses(first, column) == pytest.approx(losses(second, column), rel=1e-4)
+
+
+def test_accumulation_does_not_change_the_result(settings, tmp_path):
+    whole = run(settings)
+    parts = run(settings, per_device_train_batch_size=2, output_dir=tmp_path / "parts")
+    assert_same_curve(whole, parts)
+
+
+def test_packing_does_not_change_the_result(settings, tmp_path):
+    assert_same_curve(run(settings), run(settings, packing=True, output_dir=tmp_path / "packed"))
+
+
+def test_data_workers_do_not_change_the_result(settings, tmp_path):
+    workers = run(settings, dataloader_num_workers=2, output_dir=tmp_path / "workers")
+    assert_same_weights(run(settings), workers)
+
+
+TWICE = """
+import sys
+import run_mlm
+folder, *flags = sys.argv[1:]
+run_mlm.main([*flags, "--output_dir", folder + "/whole"])
+run_mlm.main([*flags, "--output_dir", folder + "/resumed", "--resume_from_checkpoint", folder + "/whole/checkpoint-4"])
+"""
+
+
+def test_two_processes_equal_one_also_when_resuming(settings, tmp_path):
+    (tmp_path / "twice.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})" + TWICE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [tmp_path / "twice.py", tmp_path, *flags(settings | {"per_device_train_batch_size": 2})]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    one = run(settings)
+    assert_same_curve(one, tmp_path / "whole")
+    assert_same_curve(one, tmp_path / "resumed")
+
+
+def test_bf16_on_cpu(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # transformers 4 sets it for the rest of the process
+    exact, rough = run(settings), run(settings, bf16=True, output_dir=tmp_path / "bf16")
+    assert losses(rough) == pytest.approx(losses(exact), rel=0.02)
+    assert losses(rough) != losses(exact)
+    assert {tensor.dtype for tensor in weights(rough).values()} == {torch.float32}
+
+
+# -- further pre-training ------------------------------------------------------------------------------------------
+
+
+def test_going_on_from_a_model_starts_at_its_loss_and_takes_longer_windows(settings, tmp_path):
+    first = run(settings, max_steps=60, save_steps=60, eval_steps=60)
+    further = settings | {"model_name_or_path": str(first), "output_dir": str(tmp_path / "further")}
+    del further["config_name"], further["tokenizer_name"]
+    same = run(further, eval_on_start=True, max_steps=1)
+    assert losses(same, "eval_loss")[0] == pytest.approx(results(first)["eval_loss"], rel=1e-5)
+    longer = run(further, max_seq_length=400, max_steps=1, output_dir=tmp_path / "longer")
+    assert results(longer)["data"]["splits"]["train"]["windows"] < 20
+    assert json.loads((longer / "config.json").read_text())["max_position_embeddings"] == 400
+
+
+def test_evaluating_without_training(settings, tmp_path):
+    first = run(settings)
+    again = settings | {"model_name_or_path": str(first), "do_train": False, "output_dir": str(tmp_path / "again")}
+    assert results(run(again))["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-6)
+    assert not (tmp_path / "again" / "model.safetensors").exists()
+
+
+def test_held_out_part_and_masks_do_not_depend_on_the_seed(settings, tmp_path):
+    first = run(settings, max_steps=1, learning_rate=0.0, seed=1)
+    loaded = settings | {"model_name_or_path": str(first), "do_train": False, "output_dir": str(tmp_path / "again")}
+    assert results(run(loaded, seed=2))["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-6)
+
+
+def test_several_files_of_several_kinds(settings, tmp_path):
+    (tmp_path / "more.csv").write_text("sequence,label\n" + "\n".join(f"{random_dna(300, i)},0" for i in range(20)))
+    both = [settings.pop("train_file"), str(tmp_path / "more.csv")]
+    run_mlm.main([*flags(settings | {"max_steps": 1}), "--train_file", *both])
+    files = results(Path(settings["output_dir"]))["data"]["files"]
+    assert [entry["file"] for entry in files] == both
+    assert all(entry["base_pairs_held_out"] > 0 for entry in files)
