@@ -87,7 +87,17 @@ def save_tokenizer_files(
     if model["type"] == "BPE":
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         content["model"] = {**model, "merges": merges}
-    config = {
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / "tokenizer.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(
+        folder / "tokenizer_config.json", json.dumps(tokenizer_config(model_max_length), indent=2) + "\n"
+    )
+
+
+def tokenizer_config(model_max_length: int | None) -> dict:
+    """Content of tokenizer_config.json; every value whose default differs between transformers 4 and 5 is explicit."""
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": NO_LENGTH_LIMIT if model_max_length is None else int(model_max_length),
         "padding_side": "right",
@@ -96,10 +106,6 @@ def save_tokenizer_files(
         "model_input_names": ["input_ids", "attention_mask"],
         **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(folder / "tokenizer.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    write_text_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def check_special_ids(content: dict) -> None:
