@@ -1,5 +1,5 @@
 """
-How every benchmark here measures: rivals in one process, interleaved rounds, medians of per-round ratios, rows in a CSV.
+How every benchmark measures: rivals in one process, interleaved rounds, medians of per-round ratios, rows in a CSV.
 
 On a shared machine wall time moves; CPU time of the process moves less. Both are recorded, ratios are of wall time.
 """
