@@ -123,7 +123,8 @@ def alibi_attention(
         query, key, value: (total_tokens, heads, head_dim).
         slopes: (heads,), fp32.
         layout: where each sequence lies.
-        backend: one of BACKENDS; "auto" asks `choose_backend`.
+        backend: one of BACKENDS; "auto" asks `choose_backend`. Compiled and exported graphs hold sdpa with a dense
+            bias, whose shapes do not depend on values.
         dropout_p: dropout of the attention probabilities.
         skip_eps: probability mass that a query may lose by skipped keys; None takes the unit roundoff of the dtype,
             0 skips nothing. Read by alibi_banded and alibi_triton.
@@ -137,6 +138,8 @@ def alibi_attention(
     """
     backend = check_backend(backend)
     if layout.grid_mask is not None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if backend not in ("auto", "eager", "sdpa"):
+            raise ValueError(f"attn_implementation={backend!r} cannot be compiled or exported; use 'auto' or 'sdpa'")
         return _traced_attention(query, key, value, slopes, layout, dropout_p)
     if backend == "auto":
         backend = choose_backend(query.device, query.dtype, layout.max_seqlen)

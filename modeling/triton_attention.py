@@ -27,7 +27,6 @@ except ImportError:
 
 SKIP_FROM = 1024  # tokens; in a shorter sequence every key is read, finding the ranges would cost more than it saves
 LARGEST_HEAD_DIM = 128
-LOG2_E = math.log2(math.e)
 
 # (head_dim up to, bytes per number) -> tokens owned by a program, the same in all passes because they share the ranges,
 # then for forward, query gradient, key and value gradient: tokens per step, warps, pipeline stages. The largest tiles
@@ -36,7 +35,7 @@ TILES = {
     (64, 2): (128, (64, 8, 3), (64, 8, 2), (64, 8, 2)),
     (128, 2): (64, (32, 4, 2), (32, 4, 2), (32, 8, 1)),
     (64, 4): (64, (32, 8, 1), (16, 8, 1), (32, 8, 1)),
-    (128, 4): (32, (16, 8, 1), (16, 8, 1), (16, 8, 1)),
+    (128, 4): (16, (16, 8, 1), (16, 8, 1), (16, 8, 1)),
 }
 
 
@@ -85,9 +84,10 @@ def triton_attention(
     if query.shape[0] == 0:
         return query + key + value  # as empty as they are, and differentiable
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    slopes = slopes.detach().to(query.device, torch.float32).contiguous()
     work = _work(query.detach(), key.detach(), slopes, tuple(boundaries), skip_eps, symmetric=needs_gradient)
     seed = int(torch.randint(2**62, ())) if dropout_p > 0 else 0
-    return _TritonAttention.apply(query, key, value, slopes.float().contiguous(), work, dropout_p, seed)
+    return _TritonAttention.apply(query, key, value, slopes, work, dropout_p, seed)
 
 
 def _check_inputs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> None:
@@ -178,32 +178,33 @@ class _TritonAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, slopes, work, dropout_p, seed):
         query, key, value = (_with_contiguous_rows(tensor) for tensor in (query, key, value))
         output = query.new_empty(query.shape)
-        logsumexp = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)  # of base 2
-        _launch(_forward_kernel, 1, (query, key, value, output), (logsumexp,), slopes, work, dropout_p, seed)
-        ctx.save_for_backward(query, key, value, slopes, output, logsumexp)
+        # Of each row of logits: the maximum, and log2 of the sum of exp(logit - maximum).
+        maxima, log_sums = query.new_empty(2, query.shape[1], query.shape[0], dtype=torch.float32)
+        _launch(_forward_kernel, 1, (query, key, value, output), (maxima, log_sums), slopes, work, dropout_p, seed)
+        ctx.save_for_backward(query, key, value, slopes, output, maxima, log_sums)
         ctx.work, ctx.dropout_p, ctx.seed = work, dropout_p, seed
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        query, key, value, slopes, output, logsumexp = ctx.saved_tensors
+        query, key, value, slopes, output, maxima, log_sums = ctx.saved_tensors
         grad_output = _with_contiguous_rows(grad_output)
         grad_query, grad_key, grad_value = (query.new_empty(query.shape) for _ in range(3))
-        row_sums = torch.empty_like(logsumexp)  # of probability * its gradient; the first kernel writes, the next reads
+        row_sums = torch.empty_like(maxima)  # of probability * its gradient; the first kernel writes, the next reads
         common = (slopes, ctx.work, ctx.dropout_p, ctx.seed)
         _launch(
             _query_gradient_kernel,
             2,
             (query, key, value, output, grad_output, grad_query),
-            (logsumexp, row_sums),
+            (maxima, log_sums, row_sums),
             *common,
         )
         _launch(
             _key_value_gradient_kernel,
             3,
             (query, key, value, grad_output, grad_key, grad_value),
-            (logsumexp, row_sums),
+            (maxima, log_sums, row_sums),
             *common,
         )
         return grad_query, grad_key, grad_value, None, None, None, None
@@ -295,8 +296,8 @@ if triton is not None:
 
     @triton.jit
     def _slope_of(slopes, head):
-        """Slope in base 2; above zero, so that a position at infinity has no weight."""
-        return tl.maximum(tl.load(slopes + head) * 1.4426950408889634, 1e-30)
+        """Slope of a head; above zero, so that a position at infinity has no weight."""
+        return tl.maximum(tl.load(slopes + head), 1e-30)
 
     @triton.jit
     def _positions(start, first, end, LENGTH: tl.constexpr):
@@ -306,9 +307,16 @@ if triton is not None:
 
     @triton.jit
     def _logits(products, row_positions, column_positions, slope, scale):
-        """Logits of base 2, in which one fused multiply-add holds scale and bias."""
+        """Scaled and biased logits; one fused multiply-add after the bias."""
         distance = tl.abs(column_positions[None, :] - row_positions[:, None])
         return products * scale - slope * distance
+
+    @triton.jit
+    def _softmax(logits, maximum, log_sum, NUMBER_TYPE: tl.constexpr):
+        """exp(logits - maximum) / 2^log_sum. For fp32 the large numbers are subtracted before anything is rounded."""
+        if NUMBER_TYPE == tl.float32:
+            return tl.exp2((logits - maximum) * 1.4426950408889634 - log_sum)
+        return tl.exp2(logits * 1.4426950408889634 - (maximum * 1.4426950408889634 + log_sum))
 
     @triton.jit
     def _kept(queries, keys, head, seed, dropout_p):
@@ -326,7 +334,8 @@ if triton is not None:
         key,
         value,
         output,
-        logsumexp,
+        maxima,
+        log_sums,
         slopes,
         block_first,
         sequence_end,
@@ -376,11 +385,11 @@ if triton is not None:
                 positions,
                 _positions(start, first, end, COLUMNS),
                 slope,
-                scale * 1.4426950408889634,
+                scale,
             )
             larger = tl.maximum(maximum, tl.max(logits, axis=1))
-            probabilities = tl.exp2(logits - larger[:, None])
-            correction = tl.exp2(maximum - larger)
+            probabilities = _softmax(logits, larger[:, None], 0.0, query.dtype.element_ty)
+            correction = _softmax(maximum, larger, 0.0, query.dtype.element_ty)
             total = total * correction + tl.sum(probabilities, axis=1)
             if DROPOUT:
                 queries, keys = first + rows, start + tl.arange(0, COLUMNS)
@@ -392,7 +401,9 @@ if triton is not None:
         context = context / total[:, None]
         tile = output + head * output_head_stride
         _store(tile, context, output_token_stride, first, end, ROWS, HEAD_DIM, PADDED_DIM)
-        tl.store(logsumexp + head * total_tokens + first + rows, maximum + tl.log2(total), mask=first + rows < end)
+        row_offsets = head * total_tokens + first + rows
+        tl.store(maxima + row_offsets, maximum, mask=first + rows < end)
+        tl.store(log_sums + row_offsets, tl.log2(total), mask=first + rows < end)
 
     @triton.jit(do_not_specialize=["total_tokens", "num_blocks", "seed"])
     def _query_gradient_kernel(
@@ -402,7 +413,8 @@ if triton is not None:
         output,
         grad_output,
         grad_query,
-        logsumexp,
+        maxima,
+        log_sums,
         row_sums,
         slopes,
         block_first,
@@ -451,7 +463,8 @@ if triton is not None:
         positions = rows.to(tl.float32)
         inside = first + rows < end
         row_offsets = head * total_tokens + first + rows
-        lse = tl.load(logsumexp + row_offsets, mask=inside, other=float("inf"))
+        maximum = tl.load(maxima + row_offsets, mask=inside, other=float("inf"))
+        log_sum = tl.load(log_sums + row_offsets, mask=inside, other=0.0)
         row_sum = tl.sum(o.to(tl.float32) * do.to(tl.float32), axis=1)
         tl.store(row_sums + row_offsets, row_sum, mask=inside)
 
@@ -464,9 +477,9 @@ if triton is not None:
                 positions,
                 _positions(start, first, end, COLUMNS),
                 slope,
-                scale * 1.4426950408889634,
+                scale,
             )
-            probabilities = tl.exp2(logits - lse[:, None])
+            probabilities = _softmax(logits, maximum[:, None], log_sum[:, None], query.dtype.element_ty)
             grad_probabilities = _products(do, v, ROWS, COLUMNS, UPCAST)
             if DROPOUT:
                 queries, keys = first + rows, start + tl.arange(0, COLUMNS)
@@ -486,7 +499,8 @@ if triton is not None:
         grad_output,
         grad_key,
         grad_value,
-        logsumexp,
+        maxima,
+        log_sums,
         row_sums,
         slopes,
         block_first,
@@ -540,16 +554,17 @@ if triton is not None:
             do = _load(grad_columns, grad_output_token_stride, start, end, COLUMNS, HEAD_DIM, PADDED_DIM)
             inside = start + columns < end
             column_offsets = head * total_tokens + start + columns
-            lse = tl.load(logsumexp + column_offsets, mask=inside, other=float("inf"))
+            maximum = tl.load(maxima + column_offsets, mask=inside, other=float("inf"))
+            log_sum = tl.load(log_sums + column_offsets, mask=inside, other=0.0)
             row_sum = tl.load(row_sums + column_offsets, mask=inside, other=0.0)
             logits = _logits(
                 _products(k, q, ROWS, COLUMNS, UPCAST),
                 positions,
                 (start - first + columns).to(tl.float32),
                 slope,
-                scale * 1.4426950408889634,
+                scale,
             )
-            probabilities = tl.exp2(logits - lse[None, :])
+            probabilities = _softmax(logits, maximum[None, :], log_sum[None, :], query.dtype.element_ty)
             grad_probabilities = _products(v, do, ROWS, COLUMNS, UPCAST)
             kept_probabilities = probabilities
             if DROPOUT:

@@ -289,6 +289,12 @@ def test_exported_model_is_equal():
     ).abs().max() < 1e-5
 
 
+def test_a_backend_that_cannot_be_traced_says_so():
+    model = build(StrandBertModel, "alibi_banded")
+    with pytest.raises(Exception, match="'alibi_banded' cannot be compiled or exported"):
+        torch.export.export(model, (), {"input_ids": random_ids(1, 5)})
+
+
 def test_forward_hooks_on_the_encoder_fire():
     model, calls = build(StrandBertForMaskedLM), []
     model.bert.register_forward_hook(lambda *_: calls.append(1))
