@@ -4,7 +4,7 @@ ALiBi attention as Triton kernels, forward and backward, for sequences laid end 
 One program owns ROWS tokens of one head and walks over the range of tokens that can reach them: queries over keys in
 the forward pass and for the gradient of the queries, keys over queries for the gradients of keys and values. Ranges
 come from `key_ranges`, so time grows almost linearly with the length; programs start longest range first. Softmax is
-the running-maximum form of FlashAttention-2 (Dao 2023, algorithms 1 and 2) in base 2; the bias is computed in registers
+the running-maximum form of FlashAttention-2 (Dao 2023, algorithms 1 and 2); the bias is computed in registers
 from fp32 slopes. No atomics: results and gradients are the same in every run.
 
 The file imports without triton; `unavailable_reason` says why the kernels cannot run.

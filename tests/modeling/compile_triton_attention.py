@@ -24,7 +24,7 @@ PASSES = {
     "key and value gradient": kernels._key_value_gradient_kernel,
 }
 NUMBERS = {"query", "key", "value", "output", "grad_output", "grad_query", "grad_key", "grad_value"}
-FP32_POINTERS = {"logsumexp", "row_sums", "slopes"}
+FP32_POINTERS = {"maxima", "log_sums", "row_sums", "slopes"}
 INT32_POINTERS = {"block_first", "sequence_end", "range_low", "range_high", "order"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 

@@ -11,6 +11,8 @@ import math
 
 import pytest
 import torch
+import triton.language as tl
+from triton.runtime import interpreter
 
 from modeling import StrandBertForMaskedLM, modeling_strandbert
 from modeling import triton_attention as kernels
@@ -83,8 +85,21 @@ def test_head_dims(head_dim):
     assert all(relative_error(*pair) <= 2e-6 for pair in zip(found, expected, strict=True))
 
 
+@pytest.fixture
+def rounded_bfloat16(monkeypatch):
+    """Conversion to bf16 as on a GPU, to nearest: the interpreter of triton 3.9 cuts the lower bits off."""
+    original = interpreter._convert_float
+
+    def convert(numbers, source, target, rounding_mode):
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return original(numbers, source, target, rounding_mode)
+        return torch.tensor(numbers).bfloat16().view(torch.int16).numpy().view("uint16")
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_errs_at_most_twice_as_much_as_eager(dtype):
+def test_half_precision_errs_at_most_twice_as_much_as_eager(dtype, rounded_bfloat16):
     layout = packed([90, 7])
     inputs = random_qkv(97, heads=2, head_dim=32, dtype=dtype)
     upstream = random_upstream(inputs[0])
