@@ -23,6 +23,7 @@ NO_LENGTH_LIMIT = np.iinfo(np.int64).max
 MOST_DENSE_BITS = 10  # at most 1,023 tokens in the dense stage; its pair counts then take 8 MB
 BUCKETS = 1 << 22  # of the first, approximate count of pairs; 32 MB
 DEAD_SHARE = 32  # a floor is the best count divided by this
+ROOM_FOR_BIRTHS = 64  # table slots for each token; one merge needs at most 4
 
 
 @dataclass
@@ -93,7 +94,7 @@ class PairTable:
     @classmethod
     def of_pairs(cls, keys: np.ndarray, counts: np.ndarray, floor: int, tokens: int) -> "PairTable":
         """Table with room for the births of many merges."""
-        table = cls(power_of_two(4 * len(keys) + 64 * tokens), floor)
+        table = cls(power_of_two(4 * len(keys) + ROOM_FOR_BIRTHS * tokens), floor)
         kernels.insert_pairs(table.keys, table.counts, keys, counts)
         table.used = len(keys)
         return table

@@ -144,6 +144,14 @@ def save(merges: list[tuple[str, str, int]], counts: Counts, arguments: argparse
         write_text_atomically(folder / "training_report.json", "{\n" + lines + "\n}\n")
 
 
+def parse_sizes(text: str) -> list[int]:
+    """Vocabulary sizes written with commas between."""
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 4096 or 256,4096") from None
+
+
 def parse_memory(text: str) -> int:
     """Bytes of a size such as 8GB, 500MB or 2000000."""
     number, unit = text.upper().rstrip("B"), 1
@@ -167,8 +175,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("files", nargs="+", metavar="FILE", help="FASTA, .txt or .parquet")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
-        "--vocab-size", type=int, nargs="+", default=[4096],
-        help="tokens with the 5 special ones; several sizes are trained in one run into OUTPUT/<size> (default: 4096)",
+        "--vocab-size", type=parse_sizes, default=[4096], metavar="N[,N...]",
+        help="tokens with the 5 special ones; several sizes, with commas between, are trained in one run into "
+        "OUTPUT/<size> (default: 4096)",
     )  # fmt: skip
     parser.add_argument(
         "--word-length", type=int, default=DEFAULT_WORD_LENGTH, help="bases; no token reaches across (default: 1000)"
