@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from modeling import StrandBertForMaskedLM, modeling_strandbert
+from modeling import StrandBertForMaskedLM
 from modeling import triton_attention as kernels
 from modeling.alibi_attention import eager_attention
 from modeling.triton_attention import triton_attention
@@ -259,40 +259,33 @@ def test_inference_skips_by_block_and_agrees_with_training(fast_tiles, monkeypat
     assert (inference - training).abs().max() <= 1e-6 * value.abs().max()
 
 
+def loss_curve(backend):
+    """50 steps of masked language modelling on a ragged batch."""
+    model = build(StrandBertForMaskedLM, backend, num_hidden_layers=1, num_attention_heads=2).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    curve = []
+    for step in range(50):
+        input_ids = random_ids(2, 40, seed=step % 5)
+        attention_mask = torch.ones_like(input_ids)
+        attention_mask[1, 21:] = 0
+        chosen = torch.rand(2, 40, generator=torch.Generator().manual_seed(step)) < 0.3
+        labels = input_ids.masked_fill(~chosen | (attention_mask == 0), -100)
+        loss = model(input_ids.masked_fill(labels != -100, 4), attention_mask=attention_mask, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append(loss.item())
+    return torch.tensor(curve)
+
+
 def test_training_follows_eager(fast_tiles, monkeypatch):
-    """50 steps of masked language modelling of a ragged batch: the same loss curve within 1e-4."""
-
-    def losses(attention):
-        with monkeypatch.context() as patch:
-            if attention is not None:
-                patch.setattr(modeling_strandbert, "alibi_attention", attention)
-            model = build(StrandBertForMaskedLM, "eager", num_hidden_layers=1, num_attention_heads=2).train()
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-            curve = []
-            for step in range(50):
-                input_ids = random_ids(2, 40, seed=step % 5)
-                attention_mask = torch.ones_like(input_ids)
-                attention_mask[1, 21:] = 0
-                labels = input_ids.masked_fill(
-                    torch.rand(2, 40, generator=torch.Generator().manual_seed(step)) > 0.3, -100
-                )
-                labels[1, 21:] = -100
-                corrupted = input_ids.masked_fill(labels != -100, 4)
-                loss = model(corrupted, attention_mask=attention_mask, labels=labels).loss
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                curve.append(loss.item())
-        return torch.tensor(curve)
-
-    calls = []
-
-    def by_triton(query, key, value, slopes, layout, backend, dropout_p, skip_eps):
-        calls.append(query.shape)
-        return triton_attention(query, key, value, slopes, layout.boundaries(), dropout_p, skip_eps)
-
-    eager, triton = losses(None), losses(by_triton)
-    assert len(calls) == 50
+    launched = []
+    launch = kernels._launch
+    monkeypatch.setattr(kernels, "_launch", lambda *arguments: (launched.append(arguments[1]), launch(*arguments)))
+    eager = loss_curve("eager")
+    assert launched == []
+    triton = loss_curve("alibi_triton")
+    assert launched == [1, 2, 3] * 50
     assert eager[-5:].mean() < eager[:5].mean() - 0.1
     assert (eager - triton).abs().max() <= 1e-4
 
