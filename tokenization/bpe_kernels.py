@@ -40,7 +40,7 @@ def merge_dense(tokens, length, bits, lookup):
     """Apply a batch of merges to tokens[:length] in place, left to right; returns the new length.
 
     lookup (2^bits * 2^bits,): the merged token of a pair, or the left token where the pair is not merged. No pair of
-    the batch may end with a token that another begins with; a pair of one token with itself must be alone.
+    the batch may end with a token that another begins with.
     """
     mask = uint64((1 << bits) - 1)
     write = uint64(0)

@@ -210,7 +210,10 @@ def table_of_counts(counts: np.ndarray, progress: Progress, limits: Limits) -> P
 
 
 def commuting_batch(counts: np.ndarray, progress: Progress, limits: Limits) -> list[tuple[int, int]]:
-    """The next merges that do not change each other's counts, in order; counts: (tokens, tokens)."""
+    """The next merges that do not change each other's counts, in order; counts: (tokens, tokens).
+
+    A pair of a token with itself ends a batch: what it gives birth to may come next.
+    """
     batch, lefts, rights = [], set(), set()
     size = len(counts)
     for flat in np.lexsort((np.arange(size * size), -counts.ravel())):
@@ -219,7 +222,7 @@ def commuting_batch(counts: np.ndarray, progress: Progress, limits: Limits) -> l
             break
         if not limits.allows(left, right, progress.lengths):
             continue
-        if batch and (left == right or left in rights or right in lefts):
+        if left in rights or right in lefts:
             break
         batch.append((left, right))
         lefts.add(left)

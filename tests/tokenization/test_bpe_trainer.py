@@ -13,7 +13,7 @@ from tokenization.bpe_trainer import Limits, PairTable, Progress, TokensInMemory
 ABOVE_INT32 = 2**31
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(
     words=word_lists,
     vocabulary=st.sampled_from([5, 12, 40, 150, 500]),
