@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainerState, set_seed
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from corpus.fasta import FastaError
@@ -120,7 +121,9 @@ class DataArguments:
     mlm_probability: float = field(default=0.15, metadata={"help": "share of the tokens to predict"})
     packing: bool = field(default=False, metadata={"help": "lay sequences end to end instead of padding them"})
     max_train_samples: int | None = field(default=None, metadata={"help": "use at most this many training windows"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "use at most this many evaluation windows"})
+    max_eval_samples: int | None = field(
+        default=2048, metadata={"help": "use at most this many evaluation windows, spread evenly; 0 for all"}
+    )
     data_cache_dir: str | None = field(
         default=None, metadata={"help": f"where tokenised data are kept; default: OUTPUT_DIR/{DATA_FOLDER}"}
     )
@@ -222,12 +225,13 @@ def load_tokenizer(model_args: ModelArguments, config: StrandBertConfig) -> PreT
     """
     source = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
-    except (OSError, ValueError, TypeError) as error:
+        cached_file(source, "tokenizer.json")
+    except OSError as error:
         raise SettingsError(
             f"no tokenizer at {source} ({error}); name one with --tokenizer_name, or train one: "
             "python -m tokenization.train FASTA --output FOLDER"
         ) from None
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
     for name in ("unk", "cls", "sep", "pad", "mask"):
         in_tokenizer, in_config = getattr(tokenizer, f"{name}_token_id"), getattr(config, f"{name}_token_id")
         if in_tokenizer != in_config:
@@ -285,10 +289,10 @@ def load_datasets(
         build=args.local_process_index == 0,
     )
     special = tokenizer.cls_token_id, tokenizer.sep_token_id
-    train_dataset = MlmDataset(train, maskers[0], *special, limit=data_args.max_train_samples)
+    train_dataset = MlmDataset(train, maskers[0], *special, limit=data_args.max_train_samples or None)
     if validation is None:
         return train_dataset, None, report
-    return train_dataset, MlmDataset(validation, maskers[1], *special, limit=data_args.max_eval_samples), report
+    return train_dataset, MlmDataset(validation, maskers[1], *special, limit=data_args.max_eval_samples or None), report
 
 
 def log_data_report(report: dict):

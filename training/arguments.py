@@ -56,6 +56,7 @@ class PretrainingArguments(TrainingArguments):
     do_train: bool = field(default=True, metadata={"help": "train"})
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
     eval_steps: float | None = field(default=500, metadata={"help": "steps between evaluations"})
+    save_total_limit: int | None = field(default=3, metadata={"help": "checkpoints to keep; 0 for all"})
     logging_steps: float = field(default=10, metadata={"help": "steps between log entries"})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "leave as it is"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "leave as it is"})

@@ -29,8 +29,8 @@ from training.masking import TokenMasker
 from training.sources import SequenceFileError, heldout_bases, read_sequences, split_runs
 
 FORMAT_VERSION = 1
-PIECE_LENGTH = 1 << 15  # bp tokenised at once: BPE slows down on longer words
-BATCH_LENGTH = 1 << 21  # bp handed to the tokenizer at once; it uses all cores on them
+PIECE_LENGTH = 1 << 18  # bp encoded as one sequence: bounds memory for vocabularies that only `tokenizers` can encode
+BATCH_LENGTH = 1 << 21  # bp handed to the encoder at once
 SPECIAL_TOKENS_PER_WINDOW = 2  # [CLS] and [SEP]
 
 
@@ -295,34 +295,31 @@ def _runs_of_splits(plans, settings: DataSettings) -> Iterator[tuple[str, bytes]
 def _tokenise_runs(
     runs: Iterable[tuple[str, bytes]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, progress: tqdm
 ) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yield (split, length in bp, token ids) of every run; runs are tokenised in pieces, many pieces at once."""
+    """Yield (split, length in bp, token ids) of every run; runs are encoded in pieces, many pieces at once."""
+    from tokenization.encoder import Encoder  # compiles or loads its loops: only for the process that builds
+
+    encoder = Encoder(tokenizer.backend_tokenizer)
     done: list[np.ndarray] = []
     length = 0
     for batch in _piece_batches(runs):
-        encoded = tokenizer(
-            [text for _, text, _ in batch],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        for (split, text, ends_run), token_ids in zip(batch, encoded, strict=True):
-            done.append(np.array(token_ids, dtype=dtype))
-            length += len(text)
-            progress.update(len(text))
+        token_ids, offsets = encoder.encode_batch([piece for _, piece, _ in batch])
+        for (split, piece, ends_run), start, end in zip(batch, offsets[:-1], offsets[1:], strict=True):
+            done.append(token_ids[start:end].astype(dtype))
+            length += len(piece)
+            progress.update(len(piece))
             if ends_run:
                 yield split, length, np.concatenate(done)
                 done, length = [], 0
 
 
-def _piece_batches(runs: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, str, bool]]]:
-    """Lists of (split, text, whether the run ends here), about BATCH_LENGTH bp each."""
+def _piece_batches(runs: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes, bool]]]:
+    """Lists of (split, piece of a run, whether the run ends here), about BATCH_LENGTH bp each."""
     batch, length = [], 0
     for split, run in runs:
         for start in range(0, len(run), PIECE_LENGTH):
-            text = run[start : start + PIECE_LENGTH].decode()
-            batch.append((split, text, start + PIECE_LENGTH >= len(run)))
-            length += len(text)
+            piece = run[start : start + PIECE_LENGTH]
+            batch.append((split, piece, start + PIECE_LENGTH >= len(run)))
+            length += len(piece)
             if length >= BATCH_LENGTH:
                 yield batch
                 batch, length = [], 0

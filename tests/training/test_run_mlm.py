@@ -333,6 +333,7 @@ def test_killed_and_resumed_equals_uninterrupted(with_dropout, tmp_path, moment,
 @pytest.mark.parametrize("checkpoint", [4, 8])
 def test_resuming_with_accumulation_and_a_second_epoch_is_exact(with_dropout, checkpoint):
     options = {"per_device_train_batch_size": 2, "max_steps": 16, "global_batch_size": 16}  # 5 steps an epoch
+    options |= {"save_total_limit": 0}  # keep all checkpoints
     whole = run(with_dropout, **options)
     before, curve = weights(whole), losses(whole)
     for path in whole.glob("checkpoint-*"):
