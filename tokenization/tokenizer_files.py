@@ -51,12 +51,17 @@ def bpe_tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write text under a temporary name in the same folder, then rename: the file is whole or absent."""
+    """`write_bytes_atomically` for text, as UTF-8."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: str | Path, content: bytes) -> None:
+    """Write under a temporary name in the same folder, then rename: the file is whole or absent."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
