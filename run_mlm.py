@@ -227,8 +227,9 @@ def load_tokenizer(model_args: ModelArguments, config: StrandBertConfig) -> PreT
     try:
         cached_file(source, "tokenizer.json")
     except OSError as error:
+        reason = "it has no tokenizer.json" if Path(source).exists() else str(error)
         raise SettingsError(
-            f"no tokenizer at {source} ({error}); name one with --tokenizer_name, or train one: "
+            f"no tokenizer at {source}: {reason}; name one with --tokenizer_name, or train one: "
             "python -m tokenization.train FASTA --output FOLDER"
         ) from None
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source)

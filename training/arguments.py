@@ -78,6 +78,7 @@ class PretrainingArguments(TrainingArguments):
         if self.resume_from_checkpoint == "auto":
             self.resume_from_checkpoint = None
         super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.global_batch_size is None:
             self.global_batch_size = self.batch_size_per_pass * self.gradient_accumulation_steps
         else:
