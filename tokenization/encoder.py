@@ -53,14 +53,16 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+        content = json.loads(tokenizer.to_str())
+        # transformers leaves the truncation and padding of its last call in the tokenizer; neither is wanted here.
+        content["truncation"] = content["padding"] = None
+        self.tokenizer = Tokenizer.from_str(json.dumps(content))
         self.bases = 0
         self.unknown = 0
         self.unknown_id = tokenizer.token_to_id("[UNK]")
         self._tables = None
-        content = json.loads(tokenizer.to_str())
         self._special = [token["content"] for token in content["added_tokens"]]
-        self.reason = _obstacle(content, tokenizer)
+        self.reason = _obstacle(content, self.tokenizer)
         self.fast = self.reason is None
         if self.fast:
             self._classes = _character_classes(content)

@@ -3,7 +3,8 @@
 The paper leaves details open. The reading here: each file is trained by itself to the full vocabulary size; the
 frequency of a token is the count of its pair when it was merged; letters are always kept. A token of a further file
 adds its frequency to the one it has if it is in the vocabulary, else it comes in with this file's frequency alone; then
-the vocabulary is cut back to its size, least frequent tokens first. Tokens become merges in order of frequency.
+the vocabulary is cut back to its size, least frequent tokens first. Tokens become merges in order of frequency, the
+parts of a token before it: a token can be more frequent than its parts, since files need not build it the same way.
 """
 
 from collections.abc import Callable, Iterable
@@ -53,8 +54,11 @@ def update(vocabulary: dict[str, Token], found: list[tuple[str, str, int]], size
 
 
 def usable_merges(vocabulary: dict[str, Token]) -> list[tuple[str, str, int]]:
-    """Merges in the order of the vocabulary. A token whose parts were thrown out is split into others that were kept;
-    one that has no such split cannot be made by merging and is left out."""
+    """Merges in the order of the vocabulary, the parts of a token always before it.
+
+    A token whose parts were thrown out is split into others that were kept; one that has no such split cannot be made
+    by merging and is left out.
+    """
     made = {"A", "C", "G", "T"}
     cuts = {}
     for token in sorted(vocabulary, key=len):  # parts are shorter, so they are decided before the whole
@@ -63,8 +67,14 @@ def usable_merges(vocabulary: dict[str, Token]) -> list[tuple[str, str, int]]:
         if cut is not None:
             made.add(token)
             cuts[token] = cut
-    return [
-        (token[: cuts[token]], token[cuts[token] :], vocabulary[token].frequency)
-        for token in vocabulary
-        if token in cuts
-    ]
+    ordered: dict[str, None] = {}
+
+    def place(token: str) -> None:
+        if token in cuts and token not in ordered:
+            place(token[: cuts[token]])
+            place(token[cuts[token] :])
+            ordered[token] = None
+
+    for token in vocabulary:
+        place(token)
+    return [(token[: cuts[token]], token[cuts[token] :], vocabulary[token].frequency) for token in ordered]

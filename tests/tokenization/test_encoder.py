@@ -118,6 +118,15 @@ def test_ids_are_uint16(ours):
     assert ours.encode("ACGT").dtype == np.uint16
 
 
+def test_truncation_and_padding_left_in_a_tokenizer_do_not_matter(merges):
+    tokenizer = bpe_tokenizer(merges)
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=50)
+    sequence = dna_like(seed=24, length=600)
+    for text in (sequence, sequence + "Ä"):
+        assert Encoder(tokenizer).encode(text).tolist() == Encoder(bpe_tokenizer(merges)).encode(text).tolist()
+
+
 def test_an_empty_sequence_has_no_ids(ours):
     assert ours.encode("").tolist() == []
 

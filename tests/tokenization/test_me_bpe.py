@@ -40,7 +40,12 @@ def test_one_file_gives_the_exact_vocabulary():
 
 def test_a_token_whose_parts_are_gone_is_split_otherwise():
     vocabulary = {"ACG": Token(9, "AC", "G"), "CG": Token(8, "C", "G")}
-    assert usable_merges(vocabulary) == [("A", "CG", 9), ("C", "G", 8)]
+    assert usable_merges(vocabulary) == [("C", "G", 8), ("A", "CG", 9)]
+
+
+def test_parts_come_before_a_more_frequent_whole():
+    vocabulary = {"TATT": Token(9, "TA", "TT"), "TA": Token(8, "T", "A"), "TT": Token(7, "T", "T")}
+    assert usable_merges(vocabulary) == [("T", "A", 8), ("T", "T", 7), ("TA", "TT", 9)]
 
 
 def test_a_token_that_cannot_be_merged_is_left_out():
