@@ -7,14 +7,15 @@ From a genome to a model that fills masks, in a few minutes on a laptop: `make q
 
 It trains a tokenizer, pre-trains a tiny model with run_mlm.py, compares the held-out loss with what token frequencies
 alone achieve, and loads the result the way anyone would: AutoModelForMaskedLM.from_pretrained(folder,
-trust_remote_code=True). Run it again to go on after an interruption; --output chooses another folder.
+trust_remote_code=True). Run it again to go on after an interruption. Everything lies in quickstart/synthetic, or in
+quickstart/NAME for your genome.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -62,15 +63,21 @@ def run(title: str, command: list[str]) -> None:
         raise QuickStartError(f"{title} failed with exit code {done.returncode}; the message above says why")
 
 
-def start_over_if_changed(output: Path, settings: dict) -> None:
-    """Forget the tokenizer and model of an earlier run that was asked for something else."""
-    path = output / "settings.json"
-    if path.is_file() and json.loads(path.read_text()) == settings:
-        return
-    for name in ("tokenizer", "config", "model"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps(settings, indent=2) + "\n")
+def run_folder(parent: Path, settings: dict) -> Path:
+    """
+    The folder of this run in `parent`, made when new: that of an earlier run with the same settings, else a fresh one.
+
+    settings: "name" names the folder; an earlier run of that name with other settings is kept and a number appended.
+    """
+    for number in itertools.count(1):
+        folder = parent / (settings["name"] if number == 1 else f"{settings['name']}-{number}")
+        path = folder / "settings.json"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            write_text_atomically(path, json.dumps(settings, indent=2) + "\n")
+            return folder
+        if path.is_file() and json.loads(path.read_text()) == settings:
+            return folder
 
 
 def identity(files: list[Path]) -> list:
@@ -167,7 +174,7 @@ def fill_masks(folder: Path, sequence: bytes) -> tuple[int, str]:
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
     input_ids = tokenizer(sequence.decode(), return_tensors="pt", truncation=True, max_length=SHOWN_TOKENS)["input_ids"]
     lines = []
@@ -191,8 +198,10 @@ def fill_masks(folder: Path, sequence: bytes) -> tuple[int, str]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fasta", type=Path, nargs="+", help="your genome; default: synthetic ones are written")
-    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder for everything (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("quickstart"), help="where run folders are made (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps (%(default)s)")
     options = parser.parse_args()
     if options.steps < 1:
         parser.error(f"--steps is {options.steps}; at least 1 is needed")
@@ -201,8 +210,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    start, output = time.perf_counter(), options.output.resolve()
-    start_over_if_changed(output, {"fasta": identity(options.fasta or []), "model": MODEL})
+    start = time.perf_counter()
+    name = options.fasta[0].name.split(".")[0] if options.fasta else "synthetic"
+    settings = {"name": name, "fasta": identity(options.fasta or []), "model": MODEL}
+    output = run_folder(options.output.resolve(), settings)
     if options.fasta:
         genomes = own_genome(options.fasta, output)
     else:

@@ -1,0 +1,92 @@
+"""The quick start: it runs, runs again, says honestly how far it got, and names what is wrong with a genome."""
+
+import subprocess
+import sys
+
+import pytest
+
+import quickstart
+from corpus.fasta import FastaError
+from corpus.synthetic import write_synthetic_genomes
+
+from .conftest import ROOT
+
+RESULTS = {
+    "eval_loss": 3.4,
+    "eval_unigram_entropy": 4.4,
+    "eval_bigram_entropy": 3.9,
+    "eval_accuracy": 0.25,
+    "global_step": 1200,
+    "train_tokens_per_second": 12345.6,
+    "train_base_pairs_per_second": 37000.0,
+}
+
+
+def start(genome, output):
+    command = [sys.executable, "quickstart.py", "--fasta", str(genome), "--output", str(output), "--steps", "4"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_genome_becomes_a_model_that_fills_masks_and_running_again_goes_on(tmp_path):
+    [genome, _] = write_synthetic_genomes(tmp_path, 100_000)
+    first = start(genome, tmp_path / "out")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("[MASK]") == 3 and "truth" in first.stdout
+    assert "| held-out masked-LM loss" in (tmp_path / "out" / "borealis" / "results.md").read_text()
+    model = tmp_path / "out" / "borealis" / "model"
+    assert (model / "loss_curve.png").stat().st_size > 0
+    weights = (model / "model.safetensors").read_bytes()
+    again = start(genome, tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert "training a tokenizer" not in again.stdout
+    assert (model / "model.safetensors").read_bytes() == weights
+
+
+def test_a_file_that_is_not_fasta_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("gene expression\n")
+    with pytest.raises(FastaError, match=r"notes\.txt"):
+        quickstart.own_genome([tmp_path / "notes.txt"], tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    run = start(tmp_path / "absent.fa", tmp_path / "out")
+    assert run.returncode == 1 and "absent.fa" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_of_a_large_genome_the_first_part_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "LARGEST_INPUT", 25)
+    (tmp_path / "a.fa").write_text(">one\n" + "A" * 10 + "\n>two\n" + "C" * 10 + "\n")
+    (tmp_path / "b.fa").write_text(">three\n" + "G" * 10 + "\n")
+    assert quickstart.own_genome([tmp_path / "a.fa"], tmp_path) == [tmp_path / "a.fa"]
+    [part] = quickstart.own_genome([tmp_path / "a.fa", tmp_path / "b.fa"], tmp_path)
+    assert [r.sequence for r in quickstart.read_fasta(part)] == [b"A" * 10, b"C" * 10, b"G" * 5]
+
+
+def test_the_same_settings_give_the_same_folder_and_others_a_fresh_one(tmp_path):
+    first = quickstart.run_folder(tmp_path, {"name": "yeast", "fasta": "a"})
+    other = quickstart.run_folder(tmp_path, {"name": "yeast", "fasta": "b"})
+    assert (first.name, other.name) == ("yeast", "yeast-2")
+    assert quickstart.run_folder(tmp_path, {"name": "yeast", "fasta": "a"}) == first
+    assert quickstart.run_folder(tmp_path, {"name": "yeast", "fasta": "b"}) == other
+
+
+def test_the_table_says_how_far_below_the_bigram_the_model_is():
+    table = quickstart.results_table(RESULTS, 528_768, 100.0)
+    assert "0.500 nats below the bigram" in table and "12,346 tokens/s" in table and "25.0%" in table
+
+
+def test_the_table_says_when_the_model_is_not_below_the_bigram():
+    table = quickstart.results_table({**RESULTS, "eval_loss": 4.1}, 528_768, 100.0)
+    assert "still 0.200 nats above the bigram; train longer: --steps 2400" in table
+
+
+def test_the_example_has_no_ambiguous_bases(tmp_path):
+    (tmp_path / "a.fa").write_text(">one\n" + "N" * 50 + "acgt" * 100 + "NNN" + "ACGTT" * 40 + "NN\n")
+    assert quickstart.example_sequence([tmp_path / "a.fa"]) == b"ACGTT" * 40
+
+
+def test_a_genome_of_gaps_raises(tmp_path):
+    (tmp_path / "a.fa").write_text(">one\n" + "ACGTNN" * 50 + "\n")
+    with pytest.raises(quickstart.QuickStartError, match="no 100 bp without ambiguous bases"):
+        quickstart.example_sequence([tmp_path / "a.fa"])
