@@ -3,25 +3,16 @@
 The paper leaves details open. The reading here: each file is trained by itself to the full vocabulary size; the
 frequency of a token is the count of its pair when it was merged; letters are always kept. A token of a further file
 adds its frequency to the one it has if it is in the vocabulary, else it comes in with this file's frequency alone; then
-the vocabulary is cut back to its size, least frequent tokens first. Tokens become merges in order of frequency, the
-parts of a token before it: a token can be more frequent than its parts, since files need not build it the same way.
+the vocabulary is cut back to its size, least frequent tokens first. At the end tokens become merges in order of
+frequency, see `usable_merges`.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from tokenization.bpe_trainer import Limits, Progress, TokensInMemory, merges_as_text, train
-
-
-@dataclass
-class Token:
-    """frequency: merge counts added up over files. left, right: how the first file that had it merges it."""
-
-    frequency: int
-    left: str
-    right: str
 
 
 def train_me_bpe(
@@ -31,50 +22,60 @@ def train_me_bpe(
 
     files: letter codes of each file, see `words.load_codes`; worked on in place, one at a time.
     """
-    vocabulary: dict[str, Token] = {}
+    frequencies: dict[str, int] = {}
     for codes in files:
         progress = Progress(np.zeros((merges, 3), np.int64))
         train(TokensInMemory(codes), progress, limits, report)
-        vocabulary = update(vocabulary, merges_as_text(progress), merges)
-    return usable_merges(vocabulary)
+        found = {left + right: count for left, right, count in merges_as_text(progress)}
+        kept = dict(list(frequencies.items())[:merges])
+        frequencies = update(kept, found)
+    return usable_merges(frequencies, merges)
 
 
-def update(vocabulary: dict[str, Token], found: list[tuple[str, str, int]], size: int) -> dict[str, Token]:
-    """Vocabulary after one more file: frequencies added, the `size` most frequent kept (ties: the older one)."""
-    updated = dict(vocabulary)
-    for left, right, count in found:
-        token = left + right
-        if token in updated:
-            known = updated[token]
-            updated[token] = Token(known.frequency + count, known.left, known.right)
-        else:
-            updated[token] = Token(count, left, right)
-    ranked = sorted(updated.items(), key=lambda item: -item[1].frequency)  # stable: the older one stays in front
-    return dict(ranked[:size])
+def update(frequencies: dict[str, int], found: dict[str, int]) -> dict[str, int]:
+    """Frequencies of the kept tokens and those of one more file, most frequent first; of equal ones the older first.
 
-
-def usable_merges(vocabulary: dict[str, Token]) -> list[tuple[str, str, int]]:
-    """Merges in the order of the vocabulary, the parts of a token always before it.
-
-    A token whose parts were thrown out is split into others that were kept; one that has no such split cannot be made
-    by merging and is left out.
+    What comes behind the size of the vocabulary is thrown out before the next file.
     """
-    made = {"A", "C", "G", "T"}
-    cuts = {}
-    for token in sorted(vocabulary, key=len):  # parts are shorter, so they are decided before the whole
-        candidates = [len(vocabulary[token].left), *range(len(token) - 1, 0, -1)]
-        cut = next((cut for cut in candidates if token[:cut] in made and token[cut:] in made), None)
-        if cut is not None:
-            made.add(token)
-            cuts[token] = cut
-    ordered: dict[str, None] = {}
+    updated = dict(frequencies)
+    for token, count in found.items():
+        updated[token] = updated.get(token, 0) + count
+    return dict(sorted(updated.items(), key=lambda item: -item[1]))
 
-    def place(token: str) -> None:
-        if token in cuts and token not in ordered:
-            place(token[: cuts[token]])
-            place(token[cuts[token] :])
-            ordered[token] = None
 
-    for token in vocabulary:
-        place(token)
-    return [(token[: cuts[token]], token[cuts[token] :], vocabulary[token].frequency) for token in ordered]
+def usable_merges(frequencies: dict[str, int], size: int) -> list[tuple[str, str, int]]:
+    """Merges (left, right, frequency) that make the first `size` tokens, given most frequent first.
+
+    The files that a vocabulary comes from need not build a token the same way, and may not have left its parts in it.
+    So a token becomes the merge of the two tokens that the merges before it leave of its letters. If these are more
+    than two, it waits until further merges join them; what never comes down to two cannot be reached, and the next
+    most frequent token takes its place.
+    """
+    ranks: dict[tuple[str, str], int] = {}
+    candidates = iter(frequencies)
+    waiting = list(itertools.islice(candidates, size))
+    while waiting:
+        still_waiting = []
+        for token in waiting:
+            parts = encode_letters(token, ranks)
+            if len(parts) == 2:
+                ranks[parts[0], parts[1]] = len(ranks)
+            else:
+                still_waiting.append(token)
+        if len(still_waiting) == len(waiting):
+            still_waiting = list(itertools.islice(candidates, size - len(ranks)))
+        waiting = still_waiting
+    return [(left, right, frequencies[left + right]) for left, right in ranks]
+
+
+def encode_letters(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte Pair Encoding of a short sequence: again and again the earliest merge, at its leftmost place."""
+    parts = list(token)
+    while True:
+        known = [
+            (ranks[pair], place) for place, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks
+        ]
+        if not known:
+            return parts
+        place = min(known)[1]
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
