@@ -156,7 +156,7 @@ def train(store, progress: Progress, limits: Limits, report: Callable[[int], Non
     store: TokensInMemory or TokensOnDisk.
     """
     table = merge_while_dense(store, progress, limits, report)
-    if not store.wide:
+    if not store.wide and not progress.finished:
         store.widen(progress)
     while not progress.finished:
         if table is None:

@@ -129,7 +129,7 @@ def save(merges: list[tuple[str, str, int]], counts: Counts, arguments: argparse
         own = merges[: size - FIRST_MERGE_ID]
         save_tokenizer_files(bpe_tokenizer([merge[:2] for merge in own]), folder, arguments.model_max_length)
         report = {
-            "files": [str(path) for path in arguments.files],
+            "files": [Path(path).name for path in arguments.files],
             "algorithm": arguments.algorithm,
             "vocab_size": size,
             "word_length": arguments.word_length,
