@@ -46,12 +46,16 @@ class TokensOnDisk:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         store = cls(folder, budget, {"source": source, "generation": 0, "wide": False, "segments": 0, "merges": []})
-        with _Generation(folder, 0) as generation:
-            for segment in _fill_segments(blocks, budget // SEGMENT_SHARE):
-                generation.write(store.state["segments"], segment)
-                store.state["segments"] += 1
-        store.state["counts"] = counts()
-        store._save_state()
+        try:
+            with _Generation(folder, 0) as generation:
+                for segment in _fill_segments(blocks, budget // SEGMENT_SHARE):
+                    generation.write(store.state["segments"], segment)
+                    store.state["segments"] += 1
+            store.state["counts"] = counts()
+            store._save_state()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return store
 
     @classmethod

@@ -234,6 +234,9 @@ def main(words: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; a corpus above the memory budget goes on with the same command", file=sys.stderr)
+        return 130
     shutil.rmtree(Path(arguments.output) / "unfinished", ignore_errors=True)
     share = counts.dropped / max(1, counts.dropped + counts.bases)
     print(

@@ -13,7 +13,7 @@ from tokenization.alphabet import acgt_runs, normalize
 SEPARATOR = 255  # between words, in arrays of letter codes A 0, C 1, G 2, T 3
 CODES = np.full(256, SEPARATOR, dtype=np.uint8)
 CODES[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4, dtype=np.uint8)
-BLOCK_BASES = 1 << 24  # at most so many bases (or one longer word) are copied at a time
+BLOCK_BASES = 1 << 20  # at most so many bases (or one longer word) are copied at a time
 DEFAULT_WORD_LENGTH = 1000  # bp; DNABERT-2 trained on 1,000 bp lines
 
 

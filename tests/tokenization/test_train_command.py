@@ -129,6 +129,14 @@ def test_bad_input_is_refused_by_name_and_nothing_is_written(tmp_path, capsys, c
     assert list((tmp_path / "out").glob("*")) == []
 
 
+def test_bad_input_behind_much_good_input_leaves_no_work_folder(tmp_path, fasta, capsys):
+    protein = tmp_path / "protein.fa"
+    protein.write_text(">p\nMEEPQSDPSV\n")
+    assert run(fasta, protein, "--vocab-size", 300, "--memory", "10KB", "--output", tmp_path / "out") == 1
+    assert "protein.fa" in capsys.readouterr().err
+    assert list((tmp_path / "out").glob("*")) == []
+
+
 def test_a_parquet_file_without_sequences_says_what_it_has(tmp_path, capsys):
     pyarrow.parquet.write_table(pyarrow.table({"seq": ["ACGT"]}), tmp_path / "rows.parquet")
     assert run(tmp_path / "rows.parquet", "--output", tmp_path / "out") == 1
