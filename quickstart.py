@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from pathlib import Path
 
 from corpus.fasta import FastaError, read_fasta
 from corpus.synthetic import write_synthetic_genomes
-from tokenization.alphabet import acgt_runs, normalize
 from tokenization.tokenizer_files import write_text_atomically
 
 ROOT = Path(__file__).resolve().parent
@@ -158,14 +158,18 @@ def results_table(results: dict, parameters: int, seconds: float) -> str:
     return f"| result | value |\n|{'-' * (width + 2)}|---|\n{table}\n\n{verdict}\n"
 
 
-def example_sequence(genomes: list[Path]) -> bytes:
-    """A piece of at most 400 bp without ambiguous bases from the end of the first record that has one."""
+def example_sequence(genomes: list[Path]) -> tuple[str, bytes]:
+    """
+    A description and at most 400 bp, from the end of the first record with a stretch of 100 bp without ambiguous bases.
+
+    A repeat (soft-masked: lower case) is preferred, because there a model has something to know.
+    """
     for record in read_fasta(genomes[0]):
-        sequence = normalize(record.sequence)
-        runs = [(start, end) for start, end in acgt_runs(sequence) if end - start >= 100]
-        if runs:
-            start, end = runs[-1]
-            return sequence[max(start, end - 400) : end]
+        for kind, letters in (("repeat", rb"[acgt]{100,}"), ("piece", rb"[acgtACGT]{100,}")):
+            *_, match = [None, *re.finditer(letters, record.sequence)]
+            if match:
+                start = max(match.start(), match.end() - 400)
+                return f"a {kind} of {record.name}, from base {start + 1:,}", match.group()[-400:]
     raise QuickStartError(f"{genomes[0]} has no 100 bp without ambiguous bases")
 
 
@@ -201,7 +205,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("quickstart"), help="where run folders are made (%(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (%(default)s)")
     options = parser.parse_args()
     if options.steps < 1:
         parser.error(f"--steps is {options.steps}; at least 1 is needed")
@@ -225,8 +229,9 @@ def main() -> None:
     pretrain(genomes, output, options.steps)
     model = output / "model"
     results = json.loads((model / "all_results.json").read_text())
-    print("\n== filling masks with the trained model", flush=True)
-    parameters, predictions = fill_masks(model, example_sequence(genomes))
+    description, sequence = example_sequence(genomes)
+    print(f"\n== filling masks with the trained model in {description}", flush=True)
+    parameters, predictions = fill_masks(model, sequence)
     table = results_table(results, parameters, time.perf_counter() - start)
     write_text_atomically(output / "results.md", table)
     print(f"{predictions}\n\n== results\n{table}")

@@ -40,7 +40,7 @@ class Species:
     repeats: list[bytes]  # consensus of each repeat family
 
 
-def make_species(random: np.random.Generator, name: str, gc: float, families: int = 3) -> Species:
+def make_species(random: np.random.Generator, name: str, gc: float, families: int = 2) -> Species:
     """A species of the given GC content, with its own repeat families and preferences among synonymous codons."""
     triplets = [bytes(BASES[[i // 16, i // 4 % 4, i % 4]]) for i in range(64)]
     sense = [i for i, amino_acid in enumerate(AMINO_ACIDS) if amino_acid != "*"]

@@ -81,9 +81,16 @@ def test_the_table_says_when_the_model_is_not_below_the_bigram():
     assert "still 0.200 nats above the bigram; train longer: --steps 2400" in table
 
 
-def test_the_example_has_no_ambiguous_bases(tmp_path):
-    (tmp_path / "a.fa").write_text(">one\n" + "N" * 50 + "acgt" * 100 + "NNN" + "ACGTT" * 40 + "NN\n")
-    assert quickstart.example_sequence([tmp_path / "a.fa"]) == b"ACGTT" * 40
+def test_the_example_is_the_last_repeat(tmp_path):
+    (tmp_path / "a.fa").write_text(">one\n" + "acgt" * 50 + "NNN" + "ttaac" * 100 + "ACGTT" * 40 + "NN\n")
+    description, sequence = quickstart.example_sequence([tmp_path / "a.fa"])
+    assert (description, sequence) == ("a repeat of one, from base 304", b"ttaac" * 80)
+
+
+def test_without_repeats_the_example_is_the_last_piece_without_ambiguous_bases(tmp_path):
+    (tmp_path / "a.fa").write_text(">short\nACGT\n>one\n" + "ACGT" * 50 + "NNN" + "ACGTT" * 40 + "NN\n")
+    description, sequence = quickstart.example_sequence([tmp_path / "a.fa"])
+    assert (description, sequence) == ("a piece of one, from base 204", b"ACGTT" * 40)
 
 
 def test_a_genome_of_gaps_raises(tmp_path):
