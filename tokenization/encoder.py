@@ -25,6 +25,7 @@ UNKNOWN, IGNORED, BOUNDARY, END = 4, 5, 6, 7  # what a character is, besides a l
 END_BYTE = b"\0"  # behind each sequence of a batch; a sequence that contains it is left to tokenizers
 WHITE_SPACE = b"\t\n\v\f\r "
 NO_TOKEN = 65535
+NO_LETTER = np.uint64(0xFCFCFCFCFCFCFCFC)  # bits that none of eight letters has
 BLOCK = 1 << 12  # positions whose longest match is looked up together, so that the look-ups overlap in time
 
 
@@ -157,6 +158,8 @@ def _obstacle(content: dict, tokenizer: Tokenizer) -> str | None:
         if left not in made or right not in made or left + right in made or left + right not in vocabulary:
             return f"the merge of {left} and {right} uses a token that no merge before made, or makes one twice"
         made.add(left + right)
+    if max(map(len, made)) >= 1 << 16:
+        return "a token is longer than 65,535 bases"
     others = [t for t in vocabulary if t not in made and t not in {s["content"] for s in content["added_tokens"]}]
     if others:
         return f"the token {others[0]} is not made of A, C, G, T by the merges"
@@ -195,7 +198,7 @@ def _build_tables(content: dict) -> Tables:
     tokens = [*LETTERS, *(left + right for left, right in merges)]
     number = {token: index for index, token in enumerate(tokens)}
     ids = np.array([*(vocabulary[token] for token in tokens), vocabulary["[UNK]"]], np.uint16)
-    lengths = np.array([len(token) for token in tokens], np.int64)
+    lengths = np.array([len(token) for token in tokens], np.uint16)  # small arrays stay in the cache
     halves = np.array([[i, i] for i in range(4)] + [[number[a], number[b]] for a, b in merges], np.int64)
     shorter = np.full(len(tokens), NO_TOKEN, np.uint16)  # longest token that begins this one
     for index, token in enumerate(tokens):
@@ -312,6 +315,7 @@ def _encode(kinds, out, offsets, tables):
     """
     longest = np.empty(BLOCK, tables.first.dtype)
     dead = np.zeros(len(kinds) // 64 + 1, np.uint64)
+    eights = kinds[: len(kinds) // 8 * 8].view(np.uint64)
     used = 0
     end = 0
     sequence = 0
@@ -319,7 +323,10 @@ def _encode(kinds, out, offsets, tables):
     while end < len(kinds):
         begin = end
         while end < len(kinds) and kinds[end] < UNKNOWN:
-            end += 1
+            if end & 7 == 0 and end >> 3 < len(eights) and eights[uint64(end >> 3)] & NO_LETTER == 0:
+                end += 8
+            else:
+                end += 1
         if end > begin:
             used, block = _encode_run(kinds, begin, end, longest, block, dead, out, used, tables)
         if end < len(kinds):
@@ -356,7 +363,7 @@ def _encode_run(kinds, begin, end, longest, block, dead, out, used, tables):
             if token & goes_on:
                 token = _longest_beyond(kinds, position, token & (goes_on - 1), tables.children, tables.at_node)
         while token != NO_TOKEN:
-            after = position + lengths[uint64(token)]
+            after = position + np.int64(lengths[uint64(token)])
             if after <= end and not (dead[uint64(after) >> uint64(6)] >> (uint64(after) & uint64(63))) & uint64(1):
                 if used == bottom:
                     break
@@ -372,12 +379,12 @@ def _encode_run(kinds, begin, end, longest, block, dead, out, used, tables):
         if search:
             out[uint64(used)] = token
             used += 1
-            position += lengths[uint64(token)]
+            position += np.int64(lengths[uint64(token)])
         else:
             dead[uint64(position) >> uint64(6)] |= uint64(1) << (uint64(position) & uint64(63))
             used -= 1
             token = np.int64(out[uint64(used)])
-            position -= lengths[uint64(token)]
+            position -= np.int64(lengths[uint64(token)])
             token = np.int64(shorter[uint64(token)])
     return used, block
 
