@@ -11,7 +11,7 @@ TRITON := .matrix/triton
 PIP := $(PY) -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-matrix lint clean
+.PHONY: help venv quickstart test test-matrix test-gpu bench bench-gpu lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,19 @@ test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a m
 	rm -rf $(@D) && mkdir -p $(@D)
 	$(PIP) --quiet --no-deps --target $(@D) -r $<
 	@touch $@
+
+test-gpu: $(INSTALLED)  ## Tests that need a CUDA device
+	$(PY) -m pytest tests/gpu -m gpu
+
+bench: $(INSTALLED)  ## Measure attention and encoder against rivals on this CPU; rows go to benchmarks/results
+	$(PY) -m benchmarks.bench_attention
+	$(PY) -m benchmarks.bench_encoder
+	$(PY) -m benchmarks.bench_encoder --lengths 2048 24576 147456
+
+bench-gpu: $(INSTALLED)  ## The same on a CUDA device
+	$(PY) -m benchmarks.bench_attention --device cuda --rounds 20
+	$(PY) -m benchmarks.bench_encoder --device cuda --rounds 20
+	$(PY) -m benchmarks.bench_encoder --device cuda --lengths 128 2048 24576 147456 --dtypes bfloat16
 
 lint: $(INSTALLED)  ## Check style
 	$(PY) -m ruff check .

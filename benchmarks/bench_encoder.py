@@ -32,6 +32,13 @@ PAD = 3
 LINEAR_FLOPS = 226.5e6  # per token: 12 layers of (3 + 1) 768 x 768 and 3 x 768 x 3072 multiply-adds, times 2
 
 
+CASES = {
+    "32 x 128": [128] * 32,
+    "32 x 20..512": torch.randint(20, 513, (32,), generator=torch.Generator().manual_seed(0)).tolist(),
+    "1 x 2048": [2048],
+}
+
+
 def strandbert(dtype, device):
     """The 117 M DNABERT-2 configuration with random weights, without dropout."""
     torch.manual_seed(0)
@@ -175,6 +182,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--lengths", type=int, nargs="+", help="measure one sequence of each length instead")
@@ -186,16 +194,15 @@ def main():
         return measure_length(options.measure, getattr(torch, options.dtypes[0]), options.device)
     if options.lengths:
         rows = long_sequences(options.lengths, options.dtypes, options.device, options.threads)
-    else:
-        generator = torch.Generator().manual_seed(0)
-        ragged = torch.randint(20, 513, (32,), generator=generator).tolist()
-        rows = []
-        for dtype in options.dtypes:
-            for case, lengths in (("32 x 128", [128] * 32), ("32 x 20..512", ragged), ("1 x 2048", [2048])):
-                rows += compare(case, lengths, getattr(torch, dtype), options.device, options.rounds)
-                print_case(rows, case, dtype)
-    if not options.dry_run:
-        print("rows appended to", append_rows("encoder", rows))
+        if not options.dry_run:
+            print("rows appended to", append_rows("encoder", rows))
+        return
+    for dtype in options.dtypes:
+        for case in options.cases:
+            rows = compare(case, CASES[case], getattr(torch, dtype), options.device, options.rounds)
+            print_case(rows, case, dtype)
+            if not options.dry_run:
+                append_rows("encoder", rows)
 
 
 def print_case(rows, case, dtype):
