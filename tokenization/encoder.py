@@ -216,7 +216,7 @@ def _build_tables(content: dict) -> Tables:
         apart = np.unpackbits(apart, axis=1, count=len(tokens), bitorder="little")
         apart, columns = np.unique(apart, axis=1, return_inverse=True)
         apart = np.packbits(apart, axis=1, bitorder="little")
-        rows, columns = rows.astype(np.uint16), columns.astype(np.uint16)
+        rows, columns = rows.ravel().astype(np.uint16), columns.ravel().astype(np.uint16)
     return Tables(ids, lengths, shorter, first, children, at_node, apart, rows, columns, halves, keys, values)
 
 
