@@ -15,8 +15,6 @@ import numpy as np
 from numba import njit, uint64
 from tokenizers import Tokenizer
 
-from tokenization.bpe_kernels import find_slot, insert_pairs
-from tokenization.bpe_trainer import power_of_two
 from tokenization.tokenizer_files import LETTERS, dna_normalizer
 
 FIRST_BASES = 8  # looked up at once
@@ -42,8 +40,9 @@ class Tables(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
     halves: np.ndarray  # (tokens, 2): what a token is merged from
-    keys: np.ndarray  # hash table from a pair to the token that it becomes
-    values: np.ndarray
+    begins: np.ndarray  # merges of left token t: rights[begins[t] : begins[t + 1]] ascending, and what they become
+    rights: np.ndarray
+    becomes: np.ndarray
 
 
 class Encoder:
@@ -205,19 +204,21 @@ def _build_tables(content: dict) -> Tables:
         shorter[index] = next(
             (number[token[:n]] for n in range(len(token) - 1, 0, -1) if token[:n] in number), NO_TOKEN
         )
-    keys = np.zeros(power_of_two(4 * len(tokens)), np.uint32)
-    values = np.zeros(len(keys), np.int64)
-    insert_pairs(keys, values, halves[4:, 0] << 16 | halves[4:, 1], np.arange(4, len(tokens)))
+    order = np.lexsort((halves[4:, 1], halves[4:, 0]))
+    begins = np.searchsorted(halves[4:, 0][order], np.arange(len(tokens) + 1))
+    rights, becomes = halves[4:, 1][order], order + 4
     first, children, at_node = _prefix_tables(tokens)
     apart, rows, columns = np.zeros((0, 0), np.uint8), np.zeros(0, np.uint16), np.zeros(0, np.uint16)
     if len(tokens) <= TABLE_LIMIT:
         # Most tokens behave alike on one side; one row and column for each kind keeps the table in the cache.
-        apart, rows = np.unique(_all_neighbours(halves, keys, values), axis=0, return_inverse=True)
+        apart, rows = np.unique(_all_neighbours(halves, begins, rights, becomes), axis=0, return_inverse=True)
         apart = np.unpackbits(apart, axis=1, count=len(tokens), bitorder="little")
         apart, columns = np.unique(apart, axis=1, return_inverse=True)
         apart = np.packbits(apart, axis=1, bitorder="little")
         rows, columns = rows.ravel().astype(np.uint16), columns.ravel().astype(np.uint16)
-    return Tables(ids, lengths, shorter, first, children, at_node, apart, rows, columns, halves, keys, values)
+    return Tables(
+        ids, lengths, shorter, first, children, at_node, apart, rows, columns, halves, begins, rights, becomes
+    )
 
 
 def _prefix_tables(tokens: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -255,7 +256,7 @@ def _prefix_tables(tokens: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 @njit(cache=True)
-def _stay_apart(left, right, halves, keys, values):
+def _stay_apart(left, right, halves, begins, rights, becomes):
     """Whether two tokens are the encoding of their letters: no merge across their border comes before theirs.
 
     Undo the later of the two merges at a time; a merge across the border that is earlier than the undone one wins.
@@ -263,8 +264,15 @@ def _stay_apart(left, right, halves, keys, values):
     """
     limit = np.int64(1) << 40
     while True:
-        slot = find_slot(keys, (uint64(left) << uint64(16)) | uint64(right))
-        if keys[slot] != 0 and values[slot] < limit:
+        low, end = begins[left], begins[left + 1]
+        high = end
+        while low < high:
+            middle = (low + high) >> 1
+            if rights[middle] < right:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and rights[low] == right and becomes[low] < limit:
             return False
         if left > right:
             limit = left
@@ -285,13 +293,13 @@ def _stay_apart(left, right, halves, keys, values):
 
 
 @njit(cache=True)
-def _all_neighbours(halves, keys, values):
+def _all_neighbours(halves, begins, rights, becomes):
     """Bit table (tokens, tokens / 8): whether the column's token may stand behind the row's."""
     size = len(halves)
     apart = np.zeros((size, (size + 7) // 8), np.uint8)
     for left in range(size):
         for right in range(size):
-            if _stay_apart(left, right, halves, keys, values):
+            if _stay_apart(left, right, halves, begins, rights, becomes):
                 apart[left, right >> 3] |= np.uint8(1 << (right & 7))
     return apart
 
@@ -372,7 +380,7 @@ def _encode_run(kinds, begin, end, longest, block, dead, out, used, tables):
                     column = uint64(columns[uint64(token)])
                     if (apart[uint64(rows[last]), column >> uint64(3)] >> (column & uint64(7))) & 1:
                         break
-                elif _stay_apart(np.int64(last), token, tables.halves, tables.keys, tables.values):
+                elif _stay_apart(np.int64(last), token, tables.halves, tables.begins, tables.rights, tables.becomes):
                     break
             token = np.int64(shorter[uint64(token)])
         search = token != NO_TOKEN
