@@ -91,6 +91,7 @@ def test_a_fine_tune_keeps_label_names_and_problem_type(classifier):
     assert model.config.problem_type == "single_label_classification"
 
 
+@pytest.mark.shared
 def test_outputs_equal_the_original_code_masked_lm(golden, tmp_path):
     weights = {name.removeprefix("mlm.w."): t for name, t in golden.items() if name.startswith("mlm.w.")}
     convert(write_checkpoint(tmp_path / "original", weights), tmp_path / "converted")
@@ -101,6 +102,7 @@ def test_outputs_equal_the_original_code_masked_lm(golden, tmp_path):
     torch.testing.assert_close(logits[mask.bool()], golden["mlm.logits"][mask.bool()], atol=1e-4, rtol=0)
 
 
+@pytest.mark.shared
 def test_outputs_equal_the_original_code_sequence_classification(golden, tmp_path):
     weights = {name.removeprefix("seq.w."): t for name, t in golden.items() if name.startswith("seq.w.")}
     source = write_checkpoint(tmp_path / "original", weights, original_config(**LABELS), form="safetensors")

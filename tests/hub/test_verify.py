@@ -92,6 +92,7 @@ def test_another_shape_nan_or_a_difference_is_a_failure(found):
     assert not compare({"logits.default": expected["logits"], "logits.eager": expected["logits"]}, expected, 1e-4)[1]
 
 
+@pytest.mark.shared
 def test_the_reference_arithmetic_equals_the_original_code(golden):
     config = json.loads(StrandBertConfig(hidden_size=48, num_hidden_layers=3, intermediate_size=64).to_json_string())
     mask = golden["in.attention_mask"]
