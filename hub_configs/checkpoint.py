@@ -5,7 +5,6 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +16,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+GIT_LFS_POINTER = b"version https://git-lfs"
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how files of torch.save begin, from torch 1.6 on and before
 
 
 class ConversionError(ValueError):
@@ -75,8 +76,30 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return canonical_names(weights)
 
 
+def check_first_bytes(path: Path) -> None:
+    """Raise ConversionError when a file does not begin like weights: git-lfs pointers, web pages, empty files."""
+    with path.open("rb") as file:
+        start = file.read(60)
+    if start.startswith(GIT_LFS_POINTER):
+        raise ConversionError(
+            f"{path} is a git-lfs pointer, a short text in place of the weights; run `git lfs pull` in the repository "
+            "it came with, or download the file again"
+        )
+    safetensors = start[8:9] == b"{"  # after the length of the header, 8 bytes
+    if not (safetensors if path.suffix == ".safetensors" else start.startswith((ZIP, PICKLE))):
+        kind = "safetensors" if path.suffix == ".safetensors" else "a file of torch.save"
+        found = f"it begins with {start[:20]!r}" if start else "it is empty"
+        raise ConversionError(f"{path} is damaged or not a checkpoint: {found}, not like {kind}; download it again")
+
+
 def read_tensor_file(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of one .safetensors or .bin file; a .bin is read with weights_only=True, which runs no code."""
+    """
+    Name -> tensor of one .safetensors or .bin file; a .bin is read with weights_only=True, which runs no code.
+
+    Raises:
+        ConversionError: not weights, damaged, or a .bin that holds more than tensors.
+    """
+    check_first_bytes(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -86,7 +109,7 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
             f"{path} is refused: it holds more than weights, and loading it could run code that came with it. "
             f"({str(error).splitlines()[0]})"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
+    except Exception as error:  # altered bytes raise almost anything: IndexError, struct.error, ...
         raise ConversionError(f"{path} cannot be read; it is damaged or incomplete. ({error})") from None
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}; a state dict (name -> tensor) is needed")

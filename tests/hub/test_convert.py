@@ -251,6 +251,32 @@ def test_a_truncated_file_is_named(tmp_path, form):
     assert f"{path} cannot be read; it is damaged or incomplete" in failure(source, tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 468354893\n", "run `git lfs pull`"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "not a checkpoint: it begins with b'<!DOCTYPE html>"),
+        (b"", "not a checkpoint: it is empty"),
+    ],
+)
+def test_a_failed_download_is_not_taken_for_an_attack(tmp_path, name, content, word):
+    source = write_checkpoint(tmp_path / "a", original_weights("mlm"))
+    (source / "pytorch_model.bin").unlink()
+    (source / name).write_bytes(content)
+    message = failure(source, tmp_path / "b")
+    assert word in message and name in message and "run code" not in message
+
+
+@pytest.mark.parametrize("size", [1, 2, 30, 200, 400, 1000, 2200])
+def test_a_truncated_file_of_an_old_torch_raises(tmp_path, size):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"weight": torch.ones(500)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[: min(size, path.stat().st_size - 1)])
+    with pytest.raises(ConversionError, match="pytorch_model.bin"):
+        read_weights(tmp_path)
+
+
 def test_a_training_state_in_place_of_weights_is_refused(tmp_path):
     source = write_checkpoint(tmp_path / "a", original_weights("mlm"))
     torch.save({"epoch": 3, "state_dict": original_weights("mlm")}, source / "pytorch_model.bin")
