@@ -76,7 +76,7 @@ class StrandBertConfig(PretrainedConfig):
             raise ValueError(f"glu_activation is {glu_activation!r}; it must be one of {GLU_ACTIVATIONS}")
         if classifier_head not in CLASSIFIER_HEADS:
             raise ValueError(f"classifier_head is {classifier_head!r}; it must be one of {CLASSIFIER_HEADS}")
-        if hidden_size % num_attention_heads:
+        if num_attention_heads < 1 or hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_attention_heads {num_attention_heads}")
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         # Names no activation of transformers, so that stock BERT classes refuse these weights instead of ignoring them.
@@ -103,3 +103,14 @@ class StrandBertConfig(PretrainedConfig):
         self.mask_token_id = mask_token_id
         self.skip_eps = skip_eps
         self.tie_word_embeddings = tie_word_embeddings
+
+    @property
+    def output_attentions(self):
+        """Whether every call returns attention probabilities, which only the eager backend can."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool):
+        if value and self._attn_implementation == "auto":
+            self._attn_implementation = "eager"
+        PretrainedConfig.output_attentions.fset(self, value)

@@ -13,7 +13,6 @@ import time
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 ONEDNN_ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
@@ -76,7 +75,7 @@ def gated_linear(module: nn.Module, x: Tensor, activation: str, fused: bool = Tr
 def uses_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether this product goes to oneDNN: by device, dtype, size and the check made once for the dtype."""
     return (
-        x.device.type == "cpu"
+        x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in CHECKED_ERROR
         and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
@@ -120,10 +119,12 @@ def _fastest(function, repeats: int = 7) -> float:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """A bare nn.Linear: nothing that a call of the module would do is lost by reading its weight."""
+    """A bare nn.Linear: nothing that a call of the module would do is lost by reading its weight (accelerate's
+    offloading replaces `forward` on the instance)."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
+        and "forward" not in vars(module)
         and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
     )
 
@@ -146,7 +147,7 @@ def _onednn_linear(x, weight, bias, activation, times, plus) -> Tensor:
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """x @ weight.T + bias with both gradients by oneDNN."""
+    """x @ weight.T + bias with both gradients by oneDNN; differentiable any number of times."""
 
     @staticmethod
     def forward(x, weight, bias):
@@ -158,17 +159,14 @@ class _OneDnnLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.mkldnn._linear_pointwise(grad, weight.t().contiguous(), None, "none", [], "")
+            grad_x = _OneDnnLinear.apply(grad, weight.t().contiguous(), None)
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.ops.mkldnn._linear_pointwise(
-                grad.t().contiguous(), x.t().contiguous(), None, "none", [], ""
-            )
+            grad_weight = _OneDnnLinear.apply(grad.t().contiguous(), x.t().contiguous(), None)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(dim=0)
         return grad_x, grad_weight, grad_bias

@@ -46,6 +46,11 @@ class StrandBertUnpaddedOutput(BaseModelOutputWithPooling):
     layout: SequenceLayout | None = None
 
 
+def is_traced() -> bool:
+    """Whether a graph is being recorded, whose shapes must not depend on values."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def uses_fused(config: StrandBertConfig) -> bool:
     """The eager backend is the reference down to its matrix products: they equal the released code's bit by bit."""
     return config._attn_implementation != "eager"
@@ -149,8 +154,8 @@ class StrandBertGatedMLP(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        chunk = FEED_FORWARD_CHUNK.get(hidden_states.device.type, len(hidden_states))
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(hidden_states) <= chunk:
+        chunk = FEED_FORWARD_CHUNK.get(hidden_states.device.type)
+        if chunk is None or is_traced() or torch.is_grad_enabled() or len(hidden_states) <= chunk:
             return self.feed_forward(hidden_states)
         return torch.cat([self.feed_forward(tokens) for tokens in hidden_states.split(chunk)])
 
@@ -288,6 +293,14 @@ class StrandBertPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
 
+    def _loss(self, logits: Tensor, labels: Tensor, *args, **kwargs) -> Tensor:
+        """transformers' loss of this head; 0, not NaN, when no label counts."""
+        if not labels.is_floating_point() and not is_traced() and not bool((labels != -100).any()):
+            return logits.sum() * 0
+        if self.loss_type == "ForSequenceClassification":
+            return self.loss_function(labels, logits, *args, **kwargs)
+        return self.loss_function(logits, labels, *args, **kwargs)
+
     def _check_and_adjust_attn_implementation(self, attn_implementation, is_init_check=False, **kwargs) -> str:
         return check_backend(attn_implementation)
 
@@ -309,20 +322,25 @@ class StrandBertPreTrainedModel(PreTrainedModel):
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        cls._check_loaded_weights(pretrained_model_name_or_path, info)
+        cls._check_loaded_weights(pretrained_model_name_or_path, model, info)
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _check_loaded_weights(cls, source, info):
+    def _check_loaded_weights(cls, source, model, info):
         missing = [key for key in info["missing_keys"] if cls._is_backbone(key)]
         unexpected = [key for key in info["unexpected_keys"] if cls._is_backbone(key, of_checkpoint=True)]
         # transformers 4 lists names, transformers 5 tuples of name and both shapes
         names = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
         mismatched = [key for key in names if cls._is_backbone(key)]
+        new_head = [key for key in info["missing_keys"] if not cls._is_backbone(key)]
+        head = [key for key in model.state_dict() if not cls._is_backbone(key)]
+        tied = set(getattr(cls, "_tied_weights_keys", None) or ())
+        half_head = new_head if set(head) - tied - set(new_head) - set(names) else []
         problems = [
             f"{what}: {', '.join(sorted(keys))}"
             for what, keys in (
                 ("missing from the checkpoint", missing),
+                ("missing from a head of which the checkpoint holds the rest", half_head),
                 ("in the checkpoint but not in the model", unexpected),
                 ("of another shape in the checkpoint", mismatched),
             )
@@ -416,6 +434,7 @@ class StrandBertModel(StrandBertPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions:
             self._announce_eager()
+        self._check_shapes(input_ids, inputs_embeds, token_type_ids)
         layout = self._layout(
             input_ids if inputs_embeds is None else inputs_embeds,
             attention_mask,
@@ -434,6 +453,14 @@ class StrandBertModel(StrandBertPreTrainedModel):
             return StrandBertUnpaddedOutput(tokens, pooled, hidden_states, attentions, layout=layout)
         return BaseModelOutputWithPooling(layout.pad(tokens), pooled, hidden_states, attentions)
 
+    def _check_shapes(self, input_ids, inputs_embeds, token_type_ids):
+        hidden_size = self.config.hidden_size
+        if inputs_embeds is not None and (inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != hidden_size):
+            raise ValueError(f"inputs_embeds must be (batch, length, {hidden_size}), got {tuple(inputs_embeds.shape)}")
+        shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        if token_type_ids is not None and token_type_ids.shape[-1] != shape[-1]:
+            raise ValueError(f"token_type_ids have shape {tuple(token_type_ids.shape)}, the tokens {tuple(shape)}")
+
     def _layout(self, inputs, attention_mask, position_ids, cu_seqlens, max_seqlen) -> SequenceLayout:
         if inputs.dim() < 2:
             raise ValueError(f"input must have a batch dimension, (batch, length); got shape {tuple(inputs.shape)}")
@@ -445,11 +472,13 @@ class StrandBertModel(StrandBertPreTrainedModel):
         if cu_seqlens is None:
             return layout_from_mask(batch_size, length, attention_mask, inputs.device)
         if attention_mask is not None and not bool(attention_mask.bool().all()):
-            raise ValueError("packed input (cu_seqlens) has no padding, but attention_mask holds zeros")
+            raise ValueError(
+                "packed input (cu_seqlens, or position_ids that restart) has no padding, but attention_mask holds zeros"
+            )
         return layout_from_cu_seqlens(batch_size, length, cu_seqlens, max_seqlen, inputs.device)
 
     def _checked_ids(self, input_ids: Tensor) -> Tensor:
-        if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
+        if input_ids.device.type == "cpu" and input_ids.numel() and not is_traced():
             low, high = int(input_ids.min()), int(input_ids.max())
             if low < 0 or high >= self.embeddings.word_embeddings.num_embeddings:
                 raise ValueError(
@@ -459,6 +488,8 @@ class StrandBertModel(StrandBertPreTrainedModel):
         return input_ids
 
     def _announce_eager(self):
+        if is_traced():
+            raise ValueError("output_attentions=True cannot be compiled or exported; call the model without compiling")
         if self.config._attn_implementation not in ("eager", "auto"):
             logger.warning_once(
                 f"output_attentions=True: only the eager backend returns attention probabilities; it runs for this "
@@ -524,21 +555,15 @@ class StrandBertForMaskedLM(StrandBertPreTrainedModel):
             **kwargs,
         )
         tokens, layout = encoded.last_hidden_state, encoded.layout
-        loss = None
-        if labels is None:
-            logits = layout.pad(self.cls(tokens))
-        elif torch.compiler.is_compiling():
-            logits = layout.pad(self.cls(tokens))
-            loss = self.loss_function(logits, labels.contiguous(), self.config.vocab_size, **kwargs)
+        targets = None if labels is None else layout.unpad_labels(labels)
+        if targets is None or is_traced() or not self.training:
+            predictions = self.cls(tokens)
+            logits = layout.pad(predictions)
         else:
-            targets = layout.unpad(labels)
             labelled = (targets != -100).nonzero().flatten()
-            labelled_logits = self.cls(tokens[labelled])
-            if len(labelled):
-                loss = self.loss_function(labelled_logits, targets[labelled], self.config.vocab_size, **kwargs)
-            else:
-                loss = labelled_logits.sum()
-            logits = labelled_logits if self.training else layout.pad(self.cls(tokens))
+            targets = targets[labelled]
+            logits = predictions = self.cls(tokens[labelled])
+        loss = None if targets is None else self._loss(predictions, targets, self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
@@ -615,17 +640,17 @@ class StrandBertForSequenceClassification(StrandBertPreTrainedModel):
             logits = self.classifier(layout.first_tokens(tokens))
         loss = None
         if labels is not None:
-            self._settle_problem_type(labels)
+            self._settle_problem_type(labels, len(logits))
             if self.config.problem_type != "single_label_classification":
                 labels = labels.to(logits.dtype)
-            if self.config.problem_type == "regression" and self.num_labels == 1:
-                labels = labels.reshape(-1)
-            loss = self.loss_function(pooled_logits=logits, labels=labels, config=self.config, **kwargs)
+            if self.config.problem_type == "regression":
+                labels = labels.reshape(logits.shape if self.num_labels > 1 else -1)
+            loss = self._loss(logits, labels, self.config, **kwargs)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
 
-    def _settle_problem_type(self, labels: Tensor):
+    def _settle_problem_type(self, labels: Tensor, num_sequences: int):
         """Set config.problem_type from the labels where it is unset, and check labels against it."""
         integers = not labels.is_floating_point() and labels.dtype != torch.bool
         if self.config.problem_type is None:
@@ -641,10 +666,15 @@ class StrandBertForSequenceClassification(StrandBertPreTrainedModel):
                     f"single-label classification needs integer labels (num_sequences,), got {labels.dtype} of shape "
                     f"{tuple(labels.shape)}; set config.problem_type to 'regression' or 'multi_label_classification'"
                 )
-            if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            if labels.device.type == "cpu" and not is_traced():
                 outside = labels[((labels < 0) | (labels >= self.num_labels)) & (labels != -100)]
                 if len(outside):
                     raise ValueError(f"label {int(outside[0])} lies outside 0 .. {self.num_labels - 1} (num_labels)")
+        elif self.config.problem_type == "regression":
+            if labels.numel() % self.num_labels or labels.numel() // self.num_labels != num_sequences:
+                raise ValueError(
+                    f"regression needs labels ({num_sequences}, {self.num_labels}), got {tuple(labels.shape)}"
+                )
         elif self.config.problem_type == "multi_label_classification":
             if labels.dim() != 2 or labels.shape[1] != self.num_labels:
                 raise ValueError(
@@ -706,10 +736,11 @@ class StrandBertForTokenClassification(StrandBertPreTrainedModel):
             **kwargs,
         )
         tokens, layout = encoded.last_hidden_state, encoded.layout
-        logits = layout.pad(self.classifier(self.dropout(tokens)))
+        predictions = self.classifier(self.dropout(tokens))
+        logits = layout.pad(predictions)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels.contiguous(), self.config, **kwargs)
+            loss = self._loss(predictions, layout.unpad_labels(labels), self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

@@ -73,6 +73,18 @@ class SequenceLayout:
         flat = grid.reshape(self.batch_size * self.length, *grid.shape[2:])
         return flat if self.indices is None else flat[self.indices]
 
+    def unpad_labels(self, labels: Tensor) -> Tensor:
+        """
+        Labels (batch_size, length) -> (total_tokens,); what stands on padding never counts.
+
+        Raises:
+            ValueError: labels of another shape.
+        """
+        if labels.shape != (self.batch_size, self.length):
+            raise ValueError(f"labels have shape {tuple(labels.shape)}, the tokens {(self.batch_size, self.length)}")
+        targets = self.unpad(labels)
+        return targets if self.grid_mask is None else targets.masked_fill(~self.grid_mask.flatten(), -100)
+
     def pad(self, tokens: Tensor) -> Tensor:
         """(total_tokens, ...) -> (batch_size, length, ...), exact zeros where there was padding."""
         if self.grid_mask is not None:
@@ -116,8 +128,14 @@ def layout_from_mask(batch_size: int, length: int, attention_mask: Tensor | None
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, length) = "
             f"({batch_size}, {length}) with 1 for tokens and 0 for padding"
         )
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if attention_mask is not None and attention_mask.is_floating_point() and not tracing:
+        if bool((attention_mask < 0).any()):
+            raise ValueError(
+                "attention_mask holds negative values: additive masks are not read, give 1 for tokens, 0 for padding"
+            )
     mask = None if attention_mask is None else attention_mask.to(device=device, dtype=torch.bool)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if tracing:
         return SequenceLayout(
             batch_size, length, _regular_cu_seqlens(batch_size, length, device), length, grid_mask=mask
         )

@@ -205,3 +205,13 @@ def test_feed_forward_in_chunks_changes_nothing(monkeypatch):
     expected = model(ids).last_hidden_state
     monkeypatch.setitem(modeling_strandbert.FEED_FORWARD_CHUNK, "cpu", 7)
     assert (model(ids).last_hidden_state - expected).abs().max() < 1e-5
+
+
+def test_second_derivatives_equal_torch():
+    module = layer(torch.float32)
+    penalties = []
+    for fused in (True, False):
+        x = torch.randn(9, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        (gradient,) = torch.autograd.grad(linear(module, x, fused=fused).tanh().sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(gradient.square().sum(), x)[0])
+    assert close(*penalties, torch.float32)

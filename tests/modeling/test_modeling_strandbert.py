@@ -388,3 +388,83 @@ def test_unknown_backends_are_refused_at_loading_and_later(tmp_path):
         StrandBertModel.from_pretrained(tmp_path, attn_implementation="flex_attention")
     with pytest.raises(ValueError, match="'nonsense' is unknown to StrandBERT"):
         model.set_attn_implementation("nonsense")
+
+
+# found by attacking the model
+
+
+@pytest.mark.parametrize("model_class", [StrandBertForMaskedLM, StrandBertForTokenClassification])
+def test_labels_on_padding_never_count(model_class):
+    model, batch = build(model_class, num_labels=64), ragged_batch()
+    padding = batch["attention_mask"] == 0
+    labels = batch["input_ids"].masked_fill(padding, -100)
+    elsewhere = batch["input_ids"].masked_fill(padding, 7)
+    expected = model(**batch, labels=labels).loss
+    assert torch.equal(model(**batch, labels=elsewhere).loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "labels"),
+    [
+        (StrandBertForMaskedLM, torch.full((3, 9), -100)),
+        (StrandBertForTokenClassification, torch.full((3, 9), -100)),
+        (StrandBertForSequenceClassification, torch.full((3,), -100)),
+    ],
+)
+def test_no_label_at_all_is_loss_zero_not_nan(model_class, labels):
+    assert build(model_class)(**ragged_batch(), labels=labels).loss == 0
+
+
+def test_asking_a_traced_model_for_attentions_raises():
+    compiled = torch.compile(build(StrandBertModel), backend="eager")
+    with pytest.raises(Exception, match="output_attentions=True cannot be compiled"):
+        compiled(**ragged_batch(), output_attentions=True)
+
+
+def test_export_with_dynamic_shapes_runs_on_other_shapes():
+    model = build(StrandBertForMaskedLM)
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=4096)
+    shapes = {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}}
+    exported = torch.export.export(model, (), ragged_batch(), dynamic_shapes=shapes).module()
+    ids, mask = random_ids(2, 31), torch.ones(2, 31, dtype=torch.long)
+    mask[1, 20:] = 0
+    expected = model(ids, attention_mask=mask).logits
+    assert (exported(input_ids=ids, attention_mask=mask).logits - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("num_labels", "shape"), [(3, (3,)), (3, (3, 1)), (1, (3, 4)), (1, (2,))])
+def test_regression_targets_of_another_shape_are_refused(num_labels, shape):
+    model = build(StrandBertForSequenceClassification, num_labels=num_labels, problem_type="regression")
+    with pytest.raises(ValueError, match=rf"regression needs labels \(3, {num_labels}\)"):
+        model(**ragged_batch(), labels=torch.zeros(shape))
+
+
+def test_additive_masks_are_refused():
+    mask = (1 - ragged_batch()["attention_mask"].float()) * -10000
+    with pytest.raises(ValueError, match="additive masks are not read"):
+        build(StrandBertModel)(random_ids(3, 9), attention_mask=mask)
+
+
+def test_attentions_switched_on_in_the_config_of_a_loaded_model(tmp_path):
+    build(StrandBertModel).save_pretrained(tmp_path)
+    model = StrandBertModel.from_pretrained(tmp_path)
+    model.config.output_attentions = True
+    assert len(model(random_ids(1, 5)).attentions) == 3
+    model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"inputs_embeds": torch.zeros(1, 5, 31)}, r"inputs_embeds must be \(batch, length, 32\)"),
+        ({"input_ids": random_ids(2, 5), "token_type_ids": torch.zeros(2, 4).long()}, "token_type_ids have shape"),
+    ],
+)
+def test_inputs_of_the_wrong_shape_are_explained(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        build(StrandBertModel)(**inputs)
+
+
+def test_labels_of_another_shape_are_explained():
+    with pytest.raises(ValueError, match=r"labels have shape \(3, 8\), the tokens \(3, 9\)"):
+        build(StrandBertForMaskedLM)(**ragged_batch(), labels=random_ids(3, 8))

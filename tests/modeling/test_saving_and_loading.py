@@ -216,3 +216,50 @@ def test_backend_can_be_changed_after_loading(folder):
 def test_loading_with_a_device_map(folder):
     model = StrandBertForMaskedLM.from_pretrained(folder, device_map={"": "cpu"})
     assert same(model(random_ids(1, 5)).logits, build(StrandBertForMaskedLM)(random_ids(1, 5)).logits)
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "bert.pooler.dense.bias"])
+def test_half_a_head_in_the_checkpoint_raises(tmp_path, name):
+    build(StrandBertForSequenceClassification).save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.pop(name))
+    with pytest.raises(RuntimeError, match=f"missing from a head.*{name}"):
+        StrandBertForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_half_a_language_model_head_raises(folder):
+    change_weights(folder, lambda weights: weights.pop("cls.predictions.transform.dense.weight"))
+    with pytest.raises(RuntimeError, match="missing from a head.*transform.dense.weight"):
+        StrandBertForMaskedLM.from_pretrained(folder)
+
+
+def test_weights_offloaded_to_disk_give_the_same_logits(tmp_path, monkeypatch):
+    from modeling import fused_linear
+
+    monkeypatch.setattr(fused_linear, "SMALLEST_PRODUCT", 0)
+    build(StrandBertForMaskedLM).save_pretrained(tmp_path)
+    places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "cls": "cpu"}
+    model = StrandBertForMaskedLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offloaded")
+    ids = random_ids(4, 50)
+    expected = build(StrandBertForMaskedLM)(ids).logits
+    assert (model(ids).logits - expected).abs().max() < 1e-5
+    with torch.no_grad():
+        assert (model(ids).logits - expected).abs().max() < 1e-5
+
+
+def test_lora_classifier_with_pooler_saved_predicts_the_same_when_reloaded(folder, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    targets = ["Wqkv", "dense", "gated_layers", "wo"]
+    settings = LoraConfig(
+        task_type="SEQ_CLS",
+        target_modules=targets,
+        modules_to_save=["classifier", "pooler"],
+        exclude_modules=r".*pooler.*",
+        init_lora_weights=False,
+    )
+    model = get_peft_model(StrandBertForSequenceClassification.from_pretrained(folder, num_labels=2), settings).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    base = StrandBertForSequenceClassification.from_pretrained(folder, num_labels=2)
+    reloaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    ids = random_ids(2, 9)
+    assert (reloaded(ids).logits - model(ids).logits).abs().max() < 1e-6
