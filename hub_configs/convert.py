@@ -15,6 +15,7 @@ is loaded in a fresh interpreter and compared with outputs computed from the wei
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def convert(source: str | Path, output: str | Path, overwrite: bool = False) -> 
     if output == source or output in source.parents:
         raise ConversionError(f"the output {output} would replace the source {source}; choose another folder")
     check_output(output, overwrite)
+    refuse_own_folder(source)
     weights = read_weights(source)
     model_class = model_class_of(weights)
     config = converted_config(source / "config.json", model_class)
@@ -81,6 +83,15 @@ def convert(source: str | Path, output: str | Path, overwrite: bool = False) -> 
         write_reference(folder)
         report = verify(folder)
     return [line.replace(str(folder), str(output)) for line in report]
+
+
+def refuse_own_folder(source: Path) -> None:
+    """Raise ConversionError when there is nothing to convert because a folder is one of ours."""
+    if read_json(source / "config.json").get("model_type") == StrandBertConfig.model_type:
+        raise ConversionError(
+            f"{source} already is a StrandBERT folder, so there is nothing to convert; check it with "
+            f"`python -m hub_configs.verify {shlex.quote(str(source))}`"
+        )
 
 
 def model_class_of(weights: dict[str, Tensor]) -> type:
@@ -108,7 +119,7 @@ def converted_config(path: Path, model_class: type) -> dict:
         raise ConversionError(f"{path}: {wrong[0]} is {source[wrong[0]]!r}; a positive whole number is needed")
     if source.get("hidden_act", "gelu") != "gelu":
         raise ConversionError(f"{path}: hidden_act is {source['hidden_act']!r}; DNABERT-2 uses 'gelu'")
-    if source.get("model_type") not in (None, "bert", "dnabert2", "strandbert"):
+    if source.get("model_type") not in (None, "bert", "dnabert2"):
         raise ConversionError(f"{path}: model_type is {source['model_type']!r}; this is not a DNABERT-2 checkpoint")
     config = {
         "architectures": [model_class.__name__],

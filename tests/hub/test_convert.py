@@ -314,6 +314,11 @@ def test_settings_that_do_not_fit_are_named(tmp_path, changes, word):
     assert word in failure(write_checkpoint(tmp_path / "a", weights, original_config(**changes)), tmp_path / "b")
 
 
+def test_a_folder_of_ours_has_nothing_to_convert(masked_lm, tmp_path):
+    message = failure(masked_lm[1], tmp_path / "b")
+    assert f"{masked_lm[1]} already is a StrandBERT folder" in message and "hub_configs.verify" in message
+
+
 def test_a_config_without_sizes_says_which_are_missing(tmp_path):
     source = write_checkpoint(tmp_path / "a", original_weights("mlm"))
     (source / "config.json").write_text('{"vocab_size": 96, "hidden_size": 48}')
