@@ -29,16 +29,19 @@ from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainerState, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from corpus.fasta import FastaError
 from modeling import StrandBertConfig, StrandBertForMaskedLM
+from modeling.alibi_attention import check_backend
 from tokenization.tokenizer_files import check_special_ids
-from training.arguments import PretrainingArguments
+from training.arguments import LAST_CHECKPOINT, PretrainingArguments
 from training.checkpoints import (
     SETTINGS_FILE,
     CheckpointError,
+    check_same_model,
     checkpoints_in,
     last_whole_checkpoint,
     move_files,
@@ -50,6 +53,7 @@ from training.entropy import frequency_baselines
 from training.loss_curve import write_loss_curve
 from training.masking import TokenMasker
 from training.sources import SequenceFileError
+from training.storage import StorageError, check_writable
 from training.trainer import MlmTrainer
 
 logger = logging.getLogger("run_mlm")
@@ -75,6 +79,7 @@ RESULT_SETTINGS = set(
     "warmup_steps max_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm "
     "bf16 fp16".split()
 )
+GPU_BACKENDS = ("flash_attention_2", "alibi_triton")
 EVALUATION_MASK_SEED = 0  # the same masks in every evaluation of every run
 
 
@@ -96,7 +101,12 @@ class ModelArguments:
         default=None, metadata={"help": "tokenizer (folder or Hub name); default: that of the model or config"}
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "attention backend: eager, sdpa, alibi_banded, ...; default: chosen by table"}
+        default=None,
+        metadata={
+            "help": "how attention is computed: auto, eager, sdpa, alibi_banded, flash_attention_2 or alibi_triton; all "
+            "give the same result. Default: auto, which takes flash_attention_2 where it is installed and the run is on a "
+            "GPU in bf16 or fp16; else sdpa for sequences shorter than 1,024 tokens and alibi_banded for longer ones"
+        },
     )
 
 
@@ -116,7 +126,11 @@ class DataArguments:
         default=128, metadata={"help": "tokens per window, [CLS] and [SEP] included; any length (ALiBi has no limit)"}
     )
     min_run_length: int = field(
-        default=50, metadata={"help": "drop stretches of ACGT shorter than this many bp (between N, or short lines)"}
+        default=50,
+        metadata={
+            "help": "shortest run in bp to use. A run is a stretch of A, C, G and T without a break; N, any other "
+            "ambiguous base, and the end of a sequence end it. Shorter runs are dropped"
+        },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "share of the tokens to predict"})
     packing: bool = field(default=False, metadata={"help": "lay sequences end to end instead of padding them"})
@@ -157,7 +171,10 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pre
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description and shows defaults."""
+    """Keeps the line breaks of the description and shows defaults; of flags without one the text says what happens."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
 def find_checkpoint(args: PretrainingArguments) -> str | None:
@@ -167,7 +184,22 @@ def find_checkpoint(args: PretrainingArguments) -> str | None:
     Raises:
         CheckpointError: a named checkpoint that is broken, or an output folder with contents that would be lost.
     """
+    if args.resume_from_checkpoint == LAST_CHECKPOINT:
+        checkpoint = last_whole_checkpoint(args.output_dir)
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{args.output_dir} holds no complete checkpoint to resume from; leave out --resume_from_checkpoint to "
+                "start a new run"
+            )
+        args.resume_from_checkpoint = str(checkpoint)
     if args.resume_from_checkpoint:
+        if args.overwrite_output_dir and Path(args.resume_from_checkpoint).resolve() in [
+            path.resolve() for path in checkpoints_in(args.output_dir)
+        ]:
+            raise CheckpointError(
+                f"--overwrite_output_dir would delete {args.resume_from_checkpoint}, which --resume_from_checkpoint "
+                "asks for; give one of the two"
+            )
         problem = what_is_wrong(args.resume_from_checkpoint)
         if problem:
             raise CheckpointError(f"cannot resume from {args.resume_from_checkpoint}: {problem}")
@@ -207,13 +239,47 @@ def load_config(model_args: ModelArguments, max_seq_length: int) -> StrandBertCo
             f"{source} describes a model of type {content.get('model_type')!r}, not {StrandBertConfig.model_type!r}; "
             "a DNABERT-2 checkpoint has to be converted first (see hub_configs)"
         )
-    config = StrandBertConfig.from_pretrained(source)
+    try:
+        config = StrandBertConfig.from_pretrained(source)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"configuration {source}: {error}") from None
     from_scratch = not model_args.model_name_or_path
     # No limit of the model, but what tools ask for: the length that its weights have seen.
     config.max_position_embeddings = (
         max_seq_length if from_scratch else max(max_seq_length, config.max_position_embeddings)
     )
     return config
+
+
+def check_settings(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+    """
+    Find what would stop the run later; without data to evaluate on, turn evaluation off.
+
+    Raises:
+        SettingsError: settings that contradict each other, or ask for what this machine does not have.
+        StorageError: an output folder that cannot be written to.
+    """
+    check_writable(args.output_dir, "--output_dir")
+    backend = model_args.attn_implementation
+    try:
+        check_backend(backend)
+    except (ValueError, ImportError) as error:
+        raise SettingsError(str(error)) from None
+    if backend in GPU_BACKENDS and args.device.type != "cuda":
+        raise SettingsError(f"--attn_implementation {backend} runs on CUDA only, this run is on {args.device.type}")
+    if backend == "flash_attention_2" and not (args.bf16 or args.fp16):
+        raise SettingsError(f"--attn_implementation {backend} computes in half precision; add --bf16 or --fp16")
+    if data_args.packing and args.n_gpu > 1:
+        raise SettingsError("--packing needs one process per GPU; start with accelerate launch or torchrun")
+    if data_args.validation_file or data_args.validation_split_percentage:
+        return
+    if args.load_best_model_at_end or args.save_strategy == "best":
+        raise SettingsError(
+            "the best model is found by evaluating, and nothing is held out for that: leave out "
+            "--load_best_model_at_end and --save_strategy best, or give --validation_file or a "
+            "--validation_split_percentage above 0"
+        )
+    args.eval_strategy, args.do_eval, args.eval_on_start = IntervalStrategy.NO, False, False
 
 
 def load_tokenizer(model_args: ModelArguments, config: StrandBertConfig) -> PreTrainedTokenizerFast:
@@ -405,18 +471,29 @@ def write_results(trainer: MlmTrainer, train_metrics: dict, eval_metrics: dict, 
 
 
 def main(argv: list[str] | None = None):
-    """Run the script; see the top of the file."""
+    """Run the script and end it with one line when something is wrong; see the top of the file."""
     try:
-        model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        set_up_logging(args)
-        checkpoint = find_checkpoint(args)
-        config = load_config(model_args, data_args.max_seq_length)
-        tokenizer = load_tokenizer(model_args, config)
-        if data_args.packing and args.n_gpu > 1:
-            raise SettingsError("--packing needs one process per GPU; start with accelerate launch or torchrun")
-        train_dataset, eval_dataset, report = load_datasets(data_args, args, tokenizer)
-    except (SettingsError, CheckpointError, SequenceFileError, FastaError) as error:
+        pretrain(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    except (SettingsError, CheckpointError, SequenceFileError, FastaError, StorageError) as error:
         sys.exit(f"run_mlm.py: error: {error}")
+
+
+def pretrain(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+    """
+    Check the settings, prepare the data, train, save, evaluate.
+
+    Raises:
+        SettingsError, CheckpointError, SequenceFileError, FastaError: before training.
+        StorageError: whenever a folder cannot be written to.
+    """
+    set_up_logging(args)
+    check_settings(model_args, data_args, args)
+    checkpoint = find_checkpoint(args)
+    config = load_config(model_args, data_args.max_seq_length)
+    tokenizer = load_tokenizer(model_args, config)
+    if checkpoint and args.do_train:
+        check_same_model(checkpoint, config, tokenizer)
+    train_dataset, eval_dataset, report = load_datasets(data_args, args, tokenizer)
     if args.process_index == 0:
         log_data_report(report)
     set_seed(args.seed)
@@ -431,10 +508,12 @@ def main(argv: list[str] | None = None):
         warn_of_changed_settings(checkpoint, settings)
     train_metrics = train(trainer, checkpoint) if args.do_train else {}
     if args.do_train:
-        save_model(trainer)
+        with trainer.writing():
+            save_model(trainer)
     eval_metrics = evaluate(trainer, train_dataset) if eval_dataset is not None else {}
     if trainer.is_world_process_zero():
-        write_results(trainer, train_metrics, eval_metrics, report)
+        with trainer.writing():
+            write_results(trainer, train_metrics, eval_metrics, report)
 
 
 def set_up_logging(args: PretrainingArguments):

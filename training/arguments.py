@@ -7,6 +7,8 @@ from transformers import TrainingArguments
 
 from training.schedules import ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON, SCHEDULES, WEIGHT_DECAY
 
+LAST_CHECKPOINT = "True"  # as value of resume_from_checkpoint: the last complete one in output_dir
+
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
@@ -51,15 +53,29 @@ class PretrainingArguments(TrainingArguments):
     )
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "checkpoint folder to go on from; default: the last complete one in --output_dir, if any"},
+        metadata={
+            "help": "checkpoint folder to go on from; True: the last complete one in --output_dir, which must exist; "
+            "default: the last complete one in --output_dir, if any"
+        },
     )
     do_train: bool = field(default=True, metadata={"help": "train"})
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
     eval_steps: float | None = field(default=500, metadata={"help": "steps between evaluations"})
     save_total_limit: int | None = field(default=3, metadata={"help": "checkpoints to keep; 0 for all"})
     logging_steps: float = field(default=10, metadata={"help": "steps between log entries"})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "leave as it is"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "leave as it is"})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={
+            "help": "with several processes: look for parameters without a gradient in every step. The model has none, "
+            "so this only costs time"
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={
+            "help": "drop columns of the data that the model does not read. There are none, so it changes nothing"
+        },
+    )
     report_to: str | None = field(default="none", metadata={"help": "none, all, tensorboard, wandb, ..."})
 
     def __post_init__(self):
@@ -75,8 +91,12 @@ class PretrainingArguments(TrainingArguments):
         elif self.warmup_ratio is None:
             self.warmup_ratio = 0.0 if self.warmup_steps else schedule.warmup_ratio
         self.warmup_steps = int(self.warmup_steps or 0)
-        if self.resume_from_checkpoint == "auto":
+        if str(self.resume_from_checkpoint).lower() in ("auto", "false"):
             self.resume_from_checkpoint = None
+        elif str(self.resume_from_checkpoint).lower() == "true":  # transformers' scripts take it, YAML gives a bool
+            self.resume_from_checkpoint = LAST_CHECKPOINT
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed is {self.seed}; it must lie from 0 to {(1 << 32) - 1:,}")
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.global_batch_size is None:

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hub_configs.folder import write_model_code
-from modeling.configuration_strandbert import AUTO_MAP
+from modeling.configuration_strandbert import AUTO_MAP, StrandBertConfig
 from tokenization.tokenizer_files import save_tokenizer_files, write_text_atomically
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,15 @@ COMPLETE = "checkpoint_complete.json"
 SETTINGS_FILE = "run_settings.json"
 OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_VALUES = "optimizer.json"
+ARCHITECTURE = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "glu_activation",
+    "type_vocab_size",
+)
 
 
 class CheckpointError(ValueError):
@@ -70,6 +79,8 @@ def mark_complete(checkpoint: str | Path):
 def what_is_wrong(checkpoint: str | Path) -> str | None:
     """Say why training cannot go on from this checkpoint, or None when it is whole."""
     checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        return "no such folder"
     try:
         sizes = json.loads((checkpoint / COMPLETE).read_text())
     except FileNotFoundError:
@@ -82,6 +93,54 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} holds {path.stat().st_size:,} bytes instead of {size:,}"
+    return None
+
+
+def check_same_model(checkpoint: str | Path, config: StrandBertConfig, tokenizer: PreTrainedTokenizerBase):
+    """
+    Make sure that a checkpoint is of the model and the tokenizer that were asked for.
+
+    Raises:
+        CheckpointError: naming what differs, with both values.
+    """
+    checkpoint = Path(checkpoint)
+    difference = None
+    if (checkpoint / "config.json").is_file():
+        saved = StrandBertConfig.from_pretrained(checkpoint)
+        for name in ARCHITECTURE:
+            old, new = getattr(saved, name), getattr(config, name)
+            if old != new:
+                difference = difference or f"{name} is {old!r} in the checkpoint but {new!r} in the model asked for"
+    if difference is None and (checkpoint / "tokenizer.json").is_file():
+        saved = json.loads((checkpoint / "tokenizer.json").read_text())
+        difference = _tokenizer_difference(saved["model"], json.loads(tokenizer.backend_tokenizer.to_str())["model"])
+    if difference:
+        raise CheckpointError(
+            f"cannot resume from {checkpoint}: {difference}; name the same model and tokenizer as before, choose "
+            "another --output_dir, or start over with --overwrite_output_dir"
+        )
+
+
+def _tokenizer_difference(saved: dict, wanted: dict) -> str | None:
+    """The first thing in which the vocabularies or merges of two tokenizer.json differ."""
+    place = "in the checkpoint's tokenizer but {} in the one asked for"
+    old, new = saved["vocab"], wanted["vocab"]
+    if len(old) != len(new):
+        return f"vocab has {len(old):,} tokens {place.format(f'{len(new):,}')}"
+    if old != new:
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            return "vocab of the checkpoint's tokenizer is not that of the one asked for"
+        token = min((token for token in old if old[token] != new.get(token)), key=old.get)
+        return f"vocab[{token!r}] is {old[token]} {place.format(new.get(token, 'absent'))}"
+    old, new = (
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+        for model in (saved, wanted)
+    )
+    if len(old) != len(new):
+        return f"merges has {len(old):,} entries {place.format(f'{len(new):,}')}"
+    for index, (first, second) in enumerate(zip(old, new, strict=True)):
+        if first != second:
+            return f"merges[{index}] is {first!r} {place.format(repr(second))}"
     return None
 
 
@@ -99,6 +158,14 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
             return checkpoint
         logger.warning("Passing over %s: %s", checkpoint, problem)
     return None
+
+
+def how_to_go_on(output_dir: str | Path, starts_over: bool) -> str:
+    """Advice after a save that failed: which checkpoint is left, and how training continues."""
+    whole = [checkpoint for checkpoint in checkpoints_in(output_dir) if what_is_wrong(checkpoint) is None]
+    kept = f"the last complete checkpoint, {whole[-1]}, is kept" if whole else "no checkpoint was complete yet"
+    again = "run again without --overwrite_output_dir" if starts_over else "run the same command again"
+    return f"{kept}. Make room (--save_total_limit 1 keeps one checkpoint), then {again} to go on from the last one"
 
 
 def remove_old_checkpoints(output_dir: str | Path, keep: int, best: str | None):
@@ -119,9 +186,11 @@ def save_optimizer(folder: str | Path, optimizer, scheduler):
                 tensors[f"{index}.{name}"] = value.contiguous()
             else:
                 values[f"{index}.{name}"] = value
-    safetensors.torch.save_file(tensors, Path(folder) / OPTIMIZER_TENSORS)
+    tensors_file, values_file = Path(folder) / OPTIMIZER_TENSORS, Path(folder) / OPTIMIZER_VALUES
+    safetensors.torch.save_file(tensors, tensors_file)
     content = {"param_groups": state["param_groups"], "values": values, "scheduler": scheduler.state_dict()}
-    write_json(Path(folder) / OPTIMIZER_VALUES, content)
+    write_json(values_file, content)
+    tensors_file.chmod(values_file.stat().st_mode)  # safetensors lets only the owner read
 
 
 def load_optimizer(folder: str | Path, optimizer, scheduler):

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from tokenization.alphabet import acgt_runs
 from training.masking import TokenMasker
 from training.sources import SequenceFileError, heldout_bases, read_sequences, split_runs
+from training.storage import writing_into
 
 FORMAT_VERSION = 1
 PIECE_LENGTH = 1 << 18  # bp encoded as one sequence: bounds memory for vocabularies that only `tokenizers` can encode
@@ -166,10 +167,12 @@ def prepare_data(
 
     Raises:
         SequenceFileError, corpus.fasta.FastaError: a file that cannot be used, or a split without any window.
+        training.storage.StorageError: the cache folder cannot be written to.
     """
     folder = Path(cache_folder) / _cache_key(train_files, validation_files, tokenizer, settings)
-    if not folder.exists() and build:
-        _build(folder, train_files, validation_files, tokenizer, settings)
+    with writing_into(cache_folder, lambda: "make room, or keep the tokenised data elsewhere with --data_cache_dir"):
+        if not folder.exists() and build:
+            _build(folder, train_files, validation_files, tokenizer, settings)
     while not folder.exists():
         time.sleep(0.2)
     report = json.loads((folder / "report.json").read_text())

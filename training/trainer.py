@@ -14,6 +14,7 @@ from training.arguments import PretrainingArguments
 from training.callbacks import Stopwatch, TrainingProgress
 from training.checkpoints import (
     SETTINGS_FILE,
+    how_to_go_on,
     load_optimizer,
     make_self_contained,
     mark_complete,
@@ -24,6 +25,7 @@ from training.checkpoints import (
 from training.collator import MlmCollator
 from training.data import EpochSampler, MlmDataset
 from training.masking import IGNORED
+from training.storage import writing_into
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,12 @@ class MlmTrainer(Trainer):
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
+    def writing(self):
+        """Context in which an error of writing to the output folder becomes a StorageError that says how to go on."""
+        return writing_into(
+            self.args.output_dir, lambda: how_to_go_on(self.args.output_dir, self.args.overwrite_output_dir)
+        )
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -182,10 +190,12 @@ class MlmTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         self.count_tokens()
-        super()._save_checkpoint(model, trial)
+        with self.writing():
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            with self.writing():
+                mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
             if self.keep_checkpoints:
                 remove_old_checkpoints(self.args.output_dir, self.keep_checkpoints, self.state.best_model_checkpoint)
 

@@ -115,6 +115,7 @@ def test_optimiser_and_scheduler_go_on_exactly_from_safetensors_and_json(tmp_pat
     layer, optimizer, scheduler = trained(3)
     save_optimizer(tmp_path, optimizer, scheduler)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["optimizer.json", "optimizer.safetensors"]
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # whoever may read one may read the other
     copy, copy_optimizer, copy_scheduler = trained(0)
     copy.load_state_dict(layer.state_dict())
     load_optimizer(tmp_path, copy_optimizer, copy_scheduler)

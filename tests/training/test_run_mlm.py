@@ -15,10 +15,12 @@ import torch
 import yaml
 
 import run_mlm
+import training.trainer
 from modeling import StrandBertForMaskedLM
-from tests.training.conftest import random_dna
+from tests.training.conftest import MERGES, random_dna
+from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
 from training import loss_curve
-from training.checkpoints import COMPLETE
+from training.checkpoints import COMPLETE, save_optimizer
 from training.data import EpochSampler
 from training.trainer import MlmTrainer
 
@@ -213,11 +215,26 @@ def test_help_names_examples_and_flags(capsys):
         ({"mlm_probability": 0}, "mlm_probability is 0.0"),
         ({"max_seq_length": 2}, "max_seq_length is 2"),
         ({"schedule": "bert"}, "dnabert2"),
-        ({"resume_from_checkpoint": "absent"}, "cannot resume from absent"),
+        ({"resume_from_checkpoint": "absent"}, "cannot resume from absent: no such folder"),
+        ({"resume_from_checkpoint": "True"}, "holds no complete checkpoint to resume from"),
+        ({"seed": -1}, "seed is -1; it must lie from 0"),
+        ({"attn_implementation": "fast"}, "attn_implementation='fast' is unknown to StrandBERT; choose one of auto"),
+        ({"attn_implementation": "alibi_triton"}, "alibi_triton"),
+        ({"validation_split_percentage": 0, "save_strategy": "best"}, "nothing is held out"),
     ],
 )
-def test_wrong_settings_are_named(settings, capsys, changes, expected):
-    assert expected in error_of(settings, capsys, **changes)
+def test_wrong_settings_are_named_before_any_data_is_read(settings, capsys, changes, expected):
+    message = error_of(settings, capsys, **changes)
+    assert expected in message and "Tokenising" not in message
+    assert not Path(settings["output_dir"]).exists()
+
+
+def test_help_says_what_happens_without_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        run_mlm.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: None)" not in text and "leave as it is" not in text and "by table" not in text
+    assert "A run is a stretch of A, C, G and T" in text
 
 
 def test_a_wrong_key_in_a_file_names_file_and_key(settings, tmp_path, capsys):
@@ -241,6 +258,12 @@ def test_a_tokenizer_larger_than_the_model_is_refused(settings, config_file, tmp
     assert "has 17 tokens, more than vocab_size 16" in message
 
 
+def test_a_configuration_with_an_unknown_value_names_file_and_value(settings, config_file, tmp_path, capsys):
+    (tmp_path / "relu.json").write_text(json.dumps(json.loads(config_file.read_text()) | {"glu_activation": "relu"}))
+    message = error_of(settings, capsys, config_name=tmp_path / "relu.json")
+    assert "relu.json: glu_activation is 'relu'; it must be one of" in message
+
+
 def test_a_model_of_another_kind_is_refused(settings, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert "describes a model of type 'bert'" in error_of(settings, capsys, config_name=tmp_path / "config.json")
@@ -250,6 +273,23 @@ def test_protein_is_refused(settings, tmp_path, capsys):
     (tmp_path / "protein.fa").write_text(">sp\nMVHLTPEEK\n")
     message = error_of(settings, capsys, train_file=tmp_path / "protein.fa")
     assert "protein.fa, line 2, record 'sp': letter 'L'" in message and "looks like protein" in message
+
+
+# -- without evaluation --------------------------------------------------------------------------------------------
+
+
+def test_nothing_held_out_means_no_evaluation_but_all_other_results(settings):
+    folder = run(settings, validation_split_percentage=0)
+    found = results(folder)
+    assert found["global_step"] == STEPS and found["train_loss"] == losses(folder)[-1]
+    assert found["data"]["splits"].keys() == {"train"}
+    assert not any(name.startswith("eval_") for name in found)
+    assert (folder / "model.safetensors").is_file() and losses(folder, "eval_loss") == []
+
+
+def test_the_best_model_cannot_be_found_without_evaluation(settings, capsys):
+    changes = {"validation_split_percentage": 0, "load_best_model_at_end": True, "save_steps": 6}
+    assert "leave out --load_best_model_at_end" in error_of(settings, capsys, **changes)
 
 
 # -- the output folder ---------------------------------------------------------------------------------------------
@@ -285,11 +325,73 @@ def test_starting_over_has_to_be_asked_for(settings):
     assert_same_weights(folder, fresh)
 
 
+@pytest.mark.parametrize("change", [{"hidden_size": 64}, {"glu_activation": "silu"}, {"vocab_size": 20}])
+def test_resuming_with_another_model_names_the_field_and_both_values(settings, config_file, tmp_path, capsys, change):
+    run(settings, max_steps=4)
+    (name, value), content = *change.items(), json.loads(config_file.read_text())
+    (tmp_path / "other.json").write_text(json.dumps(content | change))
+    message = error_of(settings, capsys, config_name=tmp_path / "other.json")
+    old = content.get(name, "gelu")
+    assert f"{name} is {old!r} in the checkpoint but {value!r} in the model asked for" in message
+
+
+def test_resuming_with_another_tokenizer_of_the_same_size_names_the_merge(settings, tmp_path, capsys):
+    run(settings, max_steps=4)
+    save_tokenizer_files(bpe_tokenizer([*MERGES[:-1], ("G", "AACGT")]), tmp_path / "other")
+    message = error_of(settings, capsys, tokenizer_name=tmp_path / "other")
+    assert "vocab['ACAC'] is 16 in the checkpoint's tokenizer but absent in the one asked for" in message
+
+
+def test_true_resumes_from_the_last_complete_checkpoint(settings, caplog):
+    folder = run(settings, max_steps=4)
+    run(settings, max_steps=8, resume_from_checkpoint=True)
+    assert f"{folder / 'checkpoint-4'} was saved with 4" in caplog.text and len(losses(folder)) == 8
+
+
+def test_a_checkpoint_to_resume_from_is_not_deleted(settings, capsys):
+    folder = run(settings, max_steps=4)
+    changes = {"resume_from_checkpoint": True, "overwrite_output_dir": True}
+    assert "give one of the two" in error_of(settings, capsys, **changes)
+    assert (folder / "checkpoint-4" / COMPLETE).is_file()
+
+
 def test_changed_settings_are_named_when_resuming(settings, caplog):
     folder = run(settings)
     shutil.rmtree(folder / "checkpoint-12")
     run(settings, mlm_probability=0.3)
     assert "Resuming with --mlm_probability 0.3" in caplog.text and "was saved with 0.15" in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["file", "file/run"])
+def test_an_output_folder_that_cannot_be_made_is_named_before_any_data_is_read(settings, tmp_path, capsys, folder):
+    (tmp_path / "file").write_text("")
+    message = error_of(settings, capsys, output_dir=tmp_path / folder)
+    assert f"--output_dir {tmp_path / folder}: {tmp_path / 'file'} is not a folder" in message
+    assert "Tokenising" not in message
+
+
+def test_a_data_folder_that_cannot_be_made_is_named_before_any_data_is_read(settings, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    message = error_of(settings, capsys, data_cache_dir=tmp_path / "file")
+    assert f"cannot write to {tmp_path / 'file'}: Not a directory" in message and "--data_cache_dir" in message
+    assert "Tokenising" not in message
+
+
+def test_a_full_disk_names_the_folder_and_the_checkpoint_that_is_left(settings, monkeypatch, capsys):
+    def save_on_full_disk(folder, *rest):
+        if folder.endswith("checkpoint-8"):
+            with open("/dev/full", "wb", buffering=0) as file:
+                file.write(b"x")
+        save_optimizer(folder, *rest)
+
+    monkeypatch.setattr(training.trainer, "save_optimizer", save_on_full_disk)
+    folder = Path(settings["output_dir"])
+    message = error_of(settings, capsys)
+    assert f"run_mlm.py: error: cannot write to {folder}: the disk is full" in message
+    assert f"the last complete checkpoint, {folder / 'checkpoint-4'}, is kept" in message
+    assert "run the same command again" in message
+    monkeypatch.undo()
+    assert_same_weights(run(settings), run(settings, output_dir=str(folder) + "_whole"))
 
 
 # -- exact resume --------------------------------------------------------------------------------------------------

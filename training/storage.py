@@ -1,0 +1,67 @@
+"""Failures of writing, said in one line: which folder, why, and how to go on."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# How a full disk reads where a library drops the number of the error: safetensors (twice), numpy, torch (twice).
+FULL_MESSAGES = ("os error 28", "os error 122", "requested and", "inline_container", "iostream error")
+
+
+class StorageError(OSError):
+    """A folder that cannot be written to; the message names it, the reason, and what to do."""
+
+
+def check_writable(folder: str | Path, flag: str):
+    """
+    Try whether files can be written into a folder, or the folder itself be made; leaves nothing behind.
+
+    Raises:
+        StorageError: naming the flag that the folder came from.
+    """
+    folder = Path(folder)
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise StorageError(f"{flag} {folder}: {existing} is not a folder; choose another {flag}")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise StorageError(f"{flag} {folder}: cannot write to {existing} ({error.strerror})") from None
+
+
+@contextmanager
+def writing_into(folder: str | Path, advice: Callable[[], str]) -> Iterator[None]:
+    """
+    Turn every error of writing into a folder into a StorageError that ends with `advice()`.
+
+    Errors about files elsewhere, and those that are none of writing, pass unchanged.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _reason(error, Path(folder))
+        if reason is None:
+            raise
+        raise StorageError(f"cannot write to {folder}: {reason}; {advice()}") from error
+
+
+def _reason(error: Exception, folder: Path) -> str | None:
+    """Why writing failed, or None when the error is about something else."""
+    full = getattr(error, "errno", None) in FULL or any(message in str(error) for message in FULL_MESSAGES)
+    if full:
+        return "the disk is full, or your quota is used up"
+    if isinstance(error, OSError):
+        elsewhere = error.filename is not None and folder.resolve() not in [
+            path := Path(os.fsdecode(error.filename)).resolve(),
+            *path.parents,
+        ]
+        return None if elsewhere else error.strerror or str(error)
+    return str(error) if isinstance(error, SafetensorError) else None
