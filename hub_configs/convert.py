@@ -15,6 +15,7 @@ is loaded in a fresh interpreter and compared with outputs computed from the wei
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ from .checkpoint import ConversionError, read_json, read_weights, weight_files
 from .folder import check_output, new_folder, sha256_of, write_model_folder
 from .reference import write_reference
 from .verify import VerificationError, verify
+
+logger = logging.getLogger(__name__)
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 OPTIONS = {  # carried over when the source has them; otherwise the values of the DNABERT-2 release
@@ -68,11 +71,13 @@ def convert(source: str | Path, output: str | Path, overwrite: bool = False) -> 
         raise ConversionError(f"the output {output} would replace the source {source}; choose another folder")
     check_output(output, overwrite)
     refuse_own_folder(source)
+    logger.info("reading %s", ", ".join(path.name for path in weight_files(source)))
     weights = read_weights(source)
     model_class = model_class_of(weights)
     config = converted_config(source / "config.json", model_class)
     weights = checked_weights(weights, config, model_class)
     tokenizer = checked_tokenizer(source / "tokenizer.json", config)
+    logger.info("writing %s weights of a %s", len(weights), model_class.__name__)
     with new_folder(output, overwrite) as folder:
         try:
             write_model_folder(folder, config, weights, tokenizer)
@@ -80,8 +85,10 @@ def convert(source: str | Path, output: str | Path, overwrite: bool = False) -> 
             raise ConversionError(f"{source / 'tokenizer.json'}: {error}") from None
         write_provenance(folder, source, model_class, weights)
         check_written_weights(folder / "model.safetensors", weights)
+        logger.info("computing reference outputs from the weights")
         write_reference(folder)
-        report = verify(folder)
+        logger.info("loading the folder in a fresh interpreter and comparing")
+        report = verify(folder, trust_code=True)  # it was written a moment ago
     return [line.replace(str(folder), str(output)) for line in report]
 
 
@@ -245,6 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         print("\n".join(convert(options.source, options.output, options.overwrite)))
     except (ConversionError, VerificationError, OSError) as error:

@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tokenization.tokenizer_files import save_tokenizer_files
+from tokenization.tokenizer_files import save_tokenizer_files, write_text_atomically
+
+from .checkpoint import read_json
 
 CODE_FOLDER = Path(__file__).resolve().parents[1] / "modeling"
 
@@ -26,7 +28,38 @@ def code_files() -> list[Path]:
 def write_model_code(folder: str | Path) -> None:
     """Copy the model's code into a model folder, flat and byte for byte, so that trust_remote_code finds it there."""
     for path in code_files():
-        write_bytes_atomically(Path(folder) / path.name, path.read_bytes())
+        write_text_atomically(Path(folder) / path.name, path.read_text(encoding="utf-8"))
+
+
+def foreign_code(folder: str | Path) -> list[str]:
+    """
+    What loading a folder with trust_remote_code could run that is not the code of modeling/; empty when nothing is.
+
+    One line for every .py file, at any depth, that is not a file of modeling/ byte for byte, and for every auto_map
+    entry that leads elsewhere. Raises ConversionError for JSON that cannot be read.
+    """
+    folder = Path(folder)
+    ours = {path.name: path.read_bytes() for path in code_files()}
+    lines = []
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        if path.name not in ours:
+            lines.append(f"{name} is not a file of StrandBERT")
+        elif path.read_bytes() != ours[path.name]:
+            lines.append(f"{name} differs from {CODE_FOLDER / path.name}")
+    for path in sorted(folder.glob("*config.json")):
+        auto_map = read_json(path).get("auto_map") or {}
+        references = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
+        for reference in flat(references):
+            if reference is not None and f"{reference}".split(".")[0] + ".py" not in ours:
+                lines.append(f"{path.name}: auto_map names {reference!r}, which is not in StrandBERT")
+    return lines
+
+
+def flat(values: Iterable) -> Iterator:
+    """The values, with those of lists in place of the lists."""
+    for value in values:
+        yield from value if isinstance(value, list) else [value]
 
 
 def write_model_folder(
@@ -40,7 +73,7 @@ def write_model_folder(
     """
     folder = Path(folder)
     write_model_code(folder)
-    write_bytes_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     save_tokenizer_files(tokenizer, folder)
     write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
 
@@ -53,16 +86,6 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         mode = temporary.stat().st_mode
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
         temporary.chmod(mode)  # safetensors makes files that only their owner reads
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name in the same folder, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, silu
 
+from .checkpoint import ConversionError, read_json, read_tensor_file
 from .folder import sha256_of, write_safetensors
 
 REFERENCE_FILE = "reference_outputs.safetensors"
@@ -29,9 +29,18 @@ def reference_sequences() -> list[str]:
     return ["A", "ACGTTGCANNNNGGATCC", "TATAAAGGC[MASK]GCGCATTTACG", long]
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises ConversionError naming the file."""
+    content = json.dumps(read_json(path))
+    try:
+        return Tokenizer.from_str(content)
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ConversionError(f"{path} is not a tokenizer.json: {error}") from None
+
+
 def encode(tokenizer_file: Path, sequences: list[str]) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask, (batch, longest), right-padded with [PAD]."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = read_tokenizer(tokenizer_file)
     ids = [tokenizer.encode(sequence).ids for sequence in sequences]
     length = max(map(len, ids))
     pad = tokenizer.token_to_id("[PAD]")
@@ -41,13 +50,22 @@ def encode(tokenizer_file: Path, sequences: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def write_reference(folder: Path) -> Path:
-    """Compute and store the reference outputs of a model folder; returns the file."""
+    """
+    Compute and store the reference outputs of a model folder; returns the file. No code of the folder runs.
+
+    Raises ConversionError naming the file that is absent or damaged, or the setting or weight that is missing.
+    """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
-    weights = load_file(folder / "model.safetensors")
+    config = read_json(folder / "config.json")
+    weights = read_tensor_file(folder / "model.safetensors")
     sequences = reference_sequences()
     input_ids, attention_mask = encode(folder / "tokenizer.json", sequences)
-    outputs = reference_outputs(config, weights, input_ids, attention_mask)
+    try:
+        outputs = reference_outputs(config, weights, input_ids, attention_mask)
+    except KeyError as error:
+        raise ConversionError(f"{folder}: config.json or model.safetensors lacks {error}") from None
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ConversionError(f"{folder}: config.json, tokenizer and weights do not fit each other: {error}") from None
     metadata = {"sequences": json.dumps(sequences), "weights_sha256": sha256_of(folder / "model.safetensors")}
     path = folder / REFERENCE_FILE
     write_safetensors(path, {"input_ids": input_ids, "attention_mask": attention_mask, **outputs}, metadata)
@@ -55,10 +73,17 @@ def write_reference(folder: Path) -> Path:
 
 
 def read_reference(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """Tensors of a reference file, and the sequences its input_ids were made from (None when it has none)."""
+    """
+    Tensors of a reference file, and the sequences its input_ids were made from (None when it has none).
+
+    Raises ConversionError when the file is damaged or is not a reference.
+    """
+    tensors = read_tensor_file(path)
+    absent = [name for name in ("input_ids", "attention_mask") if name not in tensors]
+    if absent:
+        raise ConversionError(f"{path} is not a reference: it lacks {', '.join(absent)}")
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
     return tensors, json.loads(metadata["sequences"]) if "sequences" in metadata else None
 
 

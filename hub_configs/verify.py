@@ -6,6 +6,9 @@ stored reference outputs.
     python -m hub_configs.verify FOLDER --reference FILE     compare with another reference
     python -m hub_configs.verify FOLDER --write-reference    compute and store the reference from the folder's weights
 
+Loading a folder runs the .py files in it, as with trust_remote_code=True anywhere. They are compared with modeling/
+first; when they differ, or there are others, the folder is not loaded unless --trust-code is given.
+
 A reference is computed from config.json and model.safetensors by plain float64 arithmetic (hub_configs/reference.py),
 not by the model's code. Exit code 0: all outputs agree; 1: they do not, or the folder does not load.
 """
@@ -21,8 +24,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .folder import sha256_of
-from .reference import REFERENCE_FILE, read_reference, write_reference
+from .checkpoint import ConversionError, check_first_bytes, read_json, weight_files
+from .folder import foreign_code, sha256_of
+from .reference import REFERENCE_FILE, read_reference, read_tokenizer, write_reference
 
 FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -33,23 +37,36 @@ class VerificationError(RuntimeError):
     """A folder that does not load, or whose outputs are not those of its reference."""
 
 
-def verify(folder: str | Path, reference: str | Path | None = None, tolerance: float = TOLERANCE) -> list[str]:
+def verify(
+    folder: str | Path,
+    reference: str | Path | None = None,
+    tolerance: float = TOLERANCE,
+    trust_code: bool = False,
+) -> list[str]:
     """
     Load a folder in a fresh interpreter and compare with a reference file; returns the lines of the report.
 
+    trust_code: run the folder's code even when it is not the code of modeling/.
+
     Raises:
-        VerificationError: no reference, the folder does not load, or an output differs; the message says which.
+        VerificationError: no reference, code that is not trusted, the folder does not load, or an output differs; the
+            message says which. ConversionError: a file of the folder is absent or damaged.
     """
     folder = Path(folder).resolve()
     reference = Path(reference) if reference else folder / REFERENCE_FILE
-    if not (folder / "config.json").is_file():
-        raise VerificationError(f"{folder} is not a model folder: it has no config.json")
+    check_files(folder)
     if not reference.is_file():
         raise VerificationError(
             f"there are no reference outputs at {reference}; name a file with --reference, or make one from weights "
             "you trust with --write-reference"
         )
     expected, sequences = read_reference(reference)
+    foreign = [] if trust_code else foreign_code(folder)
+    if foreign:
+        raise VerificationError(
+            f"{folder} is not loaded: loading would run code that is not that of this StrandBERT (another version, or "
+            "changed by someone). Read it, then pass --trust-code to run it.\n  " + "\n  ".join(foreign)
+        )
     report, outputs = load_in_fresh_interpreter(folder, reference)
     lines = describe(folder, reference, report)
     if sequences is not None:
@@ -63,6 +80,19 @@ def verify(folder: str | Path, reference: str | Path | None = None, tolerance: f
     if failed:
         raise VerificationError("\n".join([*lines, *differences, "the outputs are NOT those of the reference"]))
     return [*lines, *differences, "all outputs agree with the reference"]
+
+
+def check_files(folder: Path) -> None:
+    """Raise VerificationError or ConversionError, naming the file, when a folder cannot be loaded; runs none of it."""
+    if not (folder / "config.json").is_file():
+        raise VerificationError(f"{folder} is not a model folder: it has no config.json")
+    config = read_json(folder / "config.json")
+    absent = [key for key in ("architectures", "auto_map") if not config.get(key)]
+    if absent:
+        raise VerificationError(f"{folder / 'config.json'} lacks {', '.join(absent)}; it does not say what to load")
+    for path in weight_files(folder):
+        check_first_bytes(path)
+    read_tokenizer(folder / "tokenizer.json")
 
 
 def load_in_fresh_interpreter(folder: Path, reference: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -134,13 +164,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="model folder: config.json, code, tokenizer, model.safetensors")
     parser.add_argument("--reference", type=Path, help=f"safetensors file (default: FOLDER/{REFERENCE_FILE})")
     parser.add_argument("--write-reference", action="store_true", help="compute the reference first, then compare")
+    parser.add_argument(
+        "--trust-code", action="store_true", help="run the folder's .py files even when they are not those of modeling/"
+    )
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         if options.write_reference:
+            check_files(options.folder)
             print(f"wrote {write_reference(options.folder)}")
-        print("\n".join(verify(options.folder, options.reference, options.tolerance)))
-    except (VerificationError, OSError, KeyError) as error:
+        print("\n".join(verify(options.folder, options.reference, options.tolerance, options.trust_code)))
+    except (VerificationError, ConversionError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

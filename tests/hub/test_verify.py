@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from hub_configs.convert import convert
 from hub_configs.convert import main as convert_tool
-from hub_configs.folder import sha256_of
+from hub_configs.folder import foreign_code, sha256_of, write_model_code
 from hub_configs.reference import reference_outputs, write_reference
 from hub_configs.verify import compare
 from hub_configs.verify import main as verify_tool
@@ -80,6 +80,91 @@ def test_a_folder_without_reference_says_how_to_make_one(folder, capsys):
 def test_a_folder_that_is_not_a_model_is_named(tmp_path, capsys):
     assert verify_tool([str(tmp_path)]) == 1
     assert f"{tmp_path} is not a model folder" in capsys.readouterr().err
+
+
+# ---- damaged folders: one line that names the file, whether or not a reference is to be written
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("flags", [[], ["--write-reference"]])
+@pytest.mark.parametrize(
+    ("name", "damage", "word"),
+    [
+        ("config.json", cut, "is not JSON"),
+        ("config.json", lambda path: path.write_text('{"model_type": "strandbert"}'), "lacks architectures, auto_map"),
+        ("tokenizer.json", lambda path: path.unlink(), "does not exist"),
+        ("tokenizer.json", lambda path: path.write_text('{"version": "1.0"}'), "is not a tokenizer.json"),
+        ("model.safetensors", lambda path: path.write_text("version https://git-lfs.github.com/"), "git lfs pull"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(folder, capsys, flags, name, damage, word):
+    damage(folder / name)
+    assert verify_tool([str(folder), *flags]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(folder / name) in line and word in line
+
+
+def test_a_damaged_reference_is_named(folder, capsys):
+    cut(folder / "reference_outputs.safetensors")
+    assert verify_tool([str(folder)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{folder / 'reference_outputs.safetensors'} cannot be read; it is damaged" in line
+
+
+def test_weights_in_place_of_a_reference_are_named(folder, capsys):
+    assert verify_tool([str(folder), "--reference", str(folder / "model.safetensors")]) == 1
+    assert "is not a reference: it lacks input_ids, attention_mask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"), [("layer_norm_eps", None, "lacks 'layer_norm_eps'"), ("num_attention_heads", 7, "fit")]
+)
+def test_a_reference_of_a_config_that_does_not_fit_says_so(folder, capsys, key, value, word):
+    config = json.loads((folder / "config.json").read_text())
+    config.pop(key)
+    (folder / "config.json").write_text(json.dumps(config if value is None else {**config, key: value}))
+    assert verify_tool([str(folder), "--write-reference"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{folder}: " in line and word in line
+
+
+# ---- code in the folder
+
+
+def test_changed_code_is_not_run_unless_trusted(folder, tmp_path, capsys):
+    code = folder / "modeling_strandbert.py"
+    code.write_text(code.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    assert verify_tool([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert "modeling_strandbert.py differs from" in error and "--trust-code" in error
+    assert not (tmp_path / "ran").exists()
+    assert verify_tool([str(folder), "--trust-code"]) == 0
+    assert (tmp_path / "ran").exists()
+
+
+def test_additional_code_is_named_and_not_run(folder, capsys):
+    (folder / "tools").mkdir()
+    (folder / "tools" / "extra.py").write_text("")
+    assert verify_tool([str(folder)]) == 1
+    assert "tools/extra.py is not a file of StrandBERT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["someone/else--modeling_strandbert.StrandBertModel", "/tmp/x.Y", ["x.Y", None]])
+def test_an_auto_map_that_leads_elsewhere_is_named_and_not_followed(folder, capsys, value):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "auto_map": {"AutoTokenizer": value}}))
+    assert verify_tool([str(folder)]) == 1
+    assert "tokenizer_config.json: auto_map names" in capsys.readouterr().err
+
+
+def test_a_training_folder_with_checkpoints_in_it_holds_no_foreign_code(folder):
+    (folder / "checkpoint-200").mkdir()
+    write_model_code(folder / "checkpoint-200")
+    (folder / "log_history.json").write_text("[]")
+    assert foreign_code(folder) == []
 
 
 @pytest.mark.parametrize(
