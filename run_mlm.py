@@ -103,9 +103,9 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "how attention is computed: auto, eager, sdpa, alibi_banded, flash_attention_2 or alibi_triton; all "
-            "give the same result. Default: auto, which takes flash_attention_2 where it is installed and the run is on a "
-            "GPU in bf16 or fp16; else sdpa for sequences shorter than 1,024 tokens and alibi_banded for longer ones"
+            "help": "how attention is computed: auto, eager, sdpa, alibi_banded, flash_attention_2 or alibi_triton, "
+            "with the same result. Default: auto, which takes flash_attention_2 where it is installed and the run is "
+            "on a GPU in bf16 or fp16; else sdpa for sequences shorter than 1,024 tokens and alibi_banded above"
         },
     )
 
