@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent
 VOCABULARY = 128  # tokens; small, so that a few minutes are enough to learn something
 SEQUENCE_LENGTH = 128  # tokens
 BATCH = 16  # sequences
+SMALLEST_INPUT = 10_000  # bp; less does not fill a vocabulary, training sequences and a held-out part
 LARGEST_INPUT = 20_000_000  # bp; of a larger genome the first part is used
 MODEL = {
     "vocab_size": VOCABULARY,
@@ -100,6 +101,20 @@ def own_genome(files: list[Path], output: Path) -> list[Path]:
                 print(f"the input is larger than {LARGEST_INPUT:,} bp; the first {LARGEST_INPUT:,} bp are used")
                 return [path]
     return files
+
+
+def check_size(files: list[Path]) -> None:
+    """Raise QuickStartError when files hold fewer A, C, G and T (or U) than training needs."""
+    found = 0
+    for file in files:
+        for record in read_fasta(file):
+            found += sum(map(record.sequence.upper().count, b"ACGTU"))
+            if found >= SMALLEST_INPUT:
+                return
+    raise QuickStartError(
+        f"{', '.join(map(str, files))}: too small, {found:,} bp of A, C, G and T; at least {SMALLEST_INPUT:,} bp are "
+        "needed"
+    )
 
 
 def write_config(folder: Path) -> None:
@@ -207,6 +222,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (%(default)s)")
     options = parser.parse_args()
+    options.fasta = options.fasta and [path.absolute() for path in options.fasta]  # the steps run in another folder
     if options.steps < 1:
         parser.error(f"--steps is {options.steps}; at least 1 is needed")
     return options
@@ -220,6 +236,7 @@ def main() -> None:
     output = run_folder(options.output.resolve(), settings)
     if options.fasta:
         genomes = own_genome(options.fasta, output)
+        check_size(genomes)
     else:
         genomes = sorted((output / "genomes").glob("*.fa.gz")) or write_synthetic_genomes(output / "genomes")
     if not (output / "tokenizer" / "tokenizer.json").is_file():

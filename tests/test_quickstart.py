@@ -22,15 +22,16 @@ RESULTS = {
 }
 
 
-def start(genome, output):
-    command = [sys.executable, "quickstart.py", "--fasta", str(genome), "--output", str(output), "--steps", "4"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def start(genome, output, cwd=ROOT):
+    program = str(ROOT / "quickstart.py")
+    command = [sys.executable, program, "--fasta", str(genome), "--output", str(output), "--steps", "4"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.mark.slow
 def test_a_genome_becomes_a_model_that_fills_masks_and_running_again_goes_on(tmp_path):
     [genome, _] = write_synthetic_genomes(tmp_path, 100_000)
-    first = start(genome, tmp_path / "out")
+    first = start(genome.name, "out", cwd=genome.parent)  # relative to where one is
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("[MASK]") == 3 and "truth" in first.stdout
     assert "| held-out masked-LM loss" in (tmp_path / "out" / "borealis" / "results.md").read_text()
@@ -52,6 +53,21 @@ def test_a_file_that_is_not_fasta_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     run = start(tmp_path / "absent.fa", tmp_path / "out")
     assert run.returncode == 1 and "absent.fa" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_genome_that_is_too_small_says_how_much_is_needed(tmp_path):
+    (tmp_path / "small.fa").write_text(">plasmid\n" + "ACGTNN" * 3 + "\n")
+    run = start("small.fa", "out", cwd=tmp_path)
+    assert run.returncode == 1 and "Traceback" not in run.stderr and "--vocab-size" not in run.stderr
+    assert f"{tmp_path / 'small.fa'}: too small, 12 bp" in run.stderr and "at least 10,000 bp" in run.stderr
+
+
+def test_soft_masked_bases_and_u_count_and_the_files_count_together(tmp_path):
+    for name in ("a.fa", "b.fa"):
+        (tmp_path / name).write_text(">one\n" + "acGU" * 1250 + "\n")
+    quickstart.check_size([tmp_path / "a.fa", tmp_path / "b.fa"])
+    with pytest.raises(quickstart.QuickStartError, match="5,000 bp"):
+        quickstart.check_size([tmp_path / "a.fa"])
 
 
 def test_of_a_large_genome_the_first_part_is_used(tmp_path, monkeypatch):
