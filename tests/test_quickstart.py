@@ -77,6 +77,9 @@ def test_of_a_large_genome_the_first_part_is_used(tmp_path, monkeypatch):
     assert quickstart.own_genome([tmp_path / "a.fa"], tmp_path) == [tmp_path / "a.fa"]
     [part] = quickstart.own_genome([tmp_path / "a.fa", tmp_path / "b.fa"], tmp_path)
     assert [r.sequence for r in quickstart.read_fasta(part)] == [b"A" * 10, b"C" * 10, b"G" * 5]
+    written = part.stat().st_mtime_ns
+    assert quickstart.own_genome([tmp_path / "a.fa", tmp_path / "b.fa"], tmp_path) == [part]
+    assert part.stat().st_mtime_ns == written
 
 
 def test_the_same_settings_give_the_same_folder_and_others_a_fresh_one(tmp_path):
