@@ -3,7 +3,6 @@
 import gzip
 import io
 import random
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -166,13 +165,3 @@ def test_wrong_letter_is_found_on_its_line_however_deep(write):
 )
 def test_record_without_sequence(write, content, line):
     assert f"line {line}: record 'chr{(line + 1) // 2}' has no sequence" in error_of(write(content))
-
-
-def test_plain_text_reads_at_a_hundred_megabytes_a_second(write):
-    path = write((b">chr\n" + b"ACGTNacgtacgt" * 4_000 + b"\n") * 600)
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        assert sum(len(record.sequence) for record in read_fasta(path)) == 31_200_000
-        seconds.append(time.process_time() - start)
-    assert path.stat().st_size / min(seconds) > 100e6

@@ -35,8 +35,12 @@ def folder_of_quickstart(tmp_path_factory):
 
 
 def test_python_runs_as_printed(folder_of_quickstart):
-    assert len(PYTHON_BLOCKS) == 2
-    checks = "assert logits.shape[0] == 2 and logits.isfinite().all()\n", "assert vectors.shape == (2, 48)\n"
+    checks = (
+        "assert logits.shape[0] == 2 and logits.isfinite().all()\n",
+        "assert vectors.shape == (2, 48)\n",
+        "assert 0 < sum(p.numel() for p in adapted.parameters() if p.requires_grad) < classifier.num_parameters()\n",
+    )
+    assert len(PYTHON_BLOCKS) == len(checks)
     program = "\n".join(block + check for block, check in zip(PYTHON_BLOCKS, checks, strict=True))
     environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-c", program]
