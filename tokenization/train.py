@@ -145,9 +145,9 @@ def save(merges: list[tuple[str, str, int]], counts: Counts, arguments: argparse
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Vocabulary sizes written with commas between."""
+    """Vocabulary sizes written with commas between, ascending, each once."""
     try:
-        return [int(size) for size in text.split(",")]
+        return sorted({int(size) for size in text.split(",")})
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 4096 or 256,4096") from None
 
@@ -223,7 +223,7 @@ def main(words: list[str] | None = None) -> int:
         save(merges, counts, arguments, time.time() - started)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error.filename or arguments.output}: {error.strerror or error}", file=sys.stderr)
         else:
             print(
                 f"error: no room left on the disk of {arguments.output}. Nothing half-written is kept; make room and "
