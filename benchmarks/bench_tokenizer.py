@@ -283,11 +283,7 @@ def train_suite(suite: Suite, genomes: list[Path]) -> None:
 
 
 def encode_suite(suite: Suite, genomes: list[Path]) -> None:
-    from tokenization.tokenizer_files import bpe_tokenizer
-
-    merges = suite.result("train", "ours", "real 64 Mbp", "words of 1000 bp, vocabulary 4096")
-    tokenizer = suite.folder / "tokenizer.json"
-    bpe_tokenizer([tuple(merge) for merge in merges]).save(str(tokenizer))
+    tokenizer = Path(__file__).parents[1] / "tokenization" / "vocabulary" / "tokenizer.json"
     sources = {"E. coli K-12": "ecoli_K12", "hg38, soft-masked": "hg38.cgp"}
     for corpus, name in sources.items():
         for length, most, rival_most in ((1000, 20, 4), (12_000, 20, 4), (120_000, 20, 4), (1_000_000, 20, 4)):
