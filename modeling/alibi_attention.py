@@ -7,7 +7,7 @@ backend             what it does                                                
 eager               plain matrix products, the reference; the only one that returns    length^2
                     attention probabilities
 sdpa                torch's scaled_dot_product_attention; the bias is a view of one    length
-                    vector of 2 * length - 1 distances
+                    vector of 2 * length - 1 distances (on CUDA a copy: length^2)
 alibi_banded        sdpa on a band of keys around each query: keys so far away that    length
                     their probability is below the rounding of the dtype are skipped
 flash_attention_2   the flash-attn package with alibi_slopes (CUDA, fp16 or bf16)      length
@@ -203,7 +203,10 @@ def attentions_on_grid(probabilities: Tensor, layout: SequenceLayout) -> Tensor:
 def sdpa_attention(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, layout: SequenceLayout, dropout_p: float = 0.0
 ) -> Tensor:
-    """Dense attention by torch's fused kernel with an ALiBi bias that takes memory linear in the length."""
+    """
+    Dense attention by torch's fused kernel; arguments and result as in `alibi_attention`. The ALiBi bias takes memory
+    linear in the length on a CPU; on CUDA, whose kernels want aligned rows, it is copied to (heads, length, length).
+    """
     distances = _distance_vector(slopes, layout.max_seqlen, query)
     return _by_length(lambda q, k, v: _sdpa_toeplitz(q, k, v, distances, dropout_p), query, key, value, layout)
 

@@ -538,7 +538,7 @@ class StrandBertForMaskedLM(StrandBertPreTrainedModel):
 
         Returns:
             loss; logits (batch, length, vocab). While training with labels, logits are computed at labelled positions
-            only: (num_labels, vocab), in the order of the tokens.
+            only: (num_labelled_tokens, vocab), in the order of the tokens.
         """
         encoded = self.bert(
             input_ids=input_ids,

@@ -9,7 +9,7 @@ BACKENDS_ON_CPU = ("eager", "sdpa", "alibi_banded")
 
 
 def tiny_config(**changes) -> StrandBertConfig:
-    """3 layers, 32 wide, 6 heads would not divide: 4 heads; no dropout."""
+    """3 layers, 32 wide, 4 heads, 64 token ids, no dropout."""
     sizes = {
         "vocab_size": 64,
         "hidden_size": 32,
