@@ -1,4 +1,4 @@
-"""Pre-training arguments on both supported majors of transformers, with the papers' values as defaults."""
+"""Arguments of training runs on both supported majors of transformers, with the papers' values as defaults."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,36 +11,17 @@ LAST_CHECKPOINT = "True"  # as value of resume_from_checkpoint: the last complet
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class RunArguments(TrainingArguments):
     """
-    transformers' TrainingArguments, and what pre-training adds to them.
+    transformers' TrainingArguments, and what every run here adds to them.
 
-    Learning rate, warm-up and decay come from `schedule` unless given. transformers 5 dropped `warmup_ratio` and
-    `overwrite_output_dir`; they are kept here under both majors.
+    transformers 5 dropped `warmup_ratio` and `overwrite_output_dir`; they are kept here under both majors.
     """
 
-    schedule: str = field(
-        default="dnabert2",
-        metadata={
-            "help": "learning-rate schedule of a paper, its warm-up scaled to this run: "
-            "dnabert2 (peak 5e-4, 6 %% warm-up, linear) or dnagrinder (peak 4e-4, 13.4 %% warm-up, cosine)",
-            "choices": list(SCHEDULES),
-        },
-    )
-    learning_rate: float | None = field(default=None, metadata={"help": "peak learning rate; default: the schedule's"})
-    lr_scheduler_type: str | None = field(
-        default=None, metadata={"help": "decay after the warm-up (linear, cosine, ...); default: the schedule's"}
-    )
-    warmup_ratio: float | None = field(
-        default=None, metadata={"help": "share of the steps spent on the warm-up; default: the schedule's"}
-    )
+    warmup_ratio: float | None = field(default=None, metadata={"help": "share of the steps spent on the warm-up"})
     warmup_steps: float | None = field(
         default=None, metadata={"help": "steps of warm-up, instead of --warmup_ratio (a number below 1 is a ratio)"}
     )
-    adam_beta1: float = field(default=ADAM_BETA1, metadata={"help": "AdamW beta 1"})
-    adam_beta2: float = field(default=ADAM_BETA2, metadata={"help": "AdamW beta 2"})
-    adam_epsilon: float = field(default=ADAM_EPSILON, metadata={"help": "AdamW epsilon"})
-    weight_decay: float = field(default=WEIGHT_DECAY, metadata={"help": "AdamW weight decay"})
     global_batch_size: int | None = field(
         default=None,
         metadata={
@@ -59,9 +40,6 @@ class PretrainingArguments(TrainingArguments):
         },
     )
     do_train: bool = field(default=True, metadata={"help": "train"})
-    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
-    eval_steps: float | None = field(default=500, metadata={"help": "steps between evaluations"})
-    save_total_limit: int | None = field(default=3, metadata={"help": "checkpoints to keep; 0 for all"})
     logging_steps: float = field(default=10, metadata={"help": "steps between log entries"})
     ddp_find_unused_parameters: bool | None = field(
         default=False,
@@ -79,17 +57,10 @@ class PretrainingArguments(TrainingArguments):
     report_to: str | None = field(default="none", metadata={"help": "none, all, tensorboard, wandb, ..."})
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
-        schedule = SCHEDULES[self.schedule]
-        if self.learning_rate is None:
-            self.learning_rate = schedule.learning_rate
-        if self.lr_scheduler_type is None:
-            self.lr_scheduler_type = schedule.lr_scheduler_type
         if self.warmup_steps is not None and self.warmup_steps < 1:
-            self.warmup_ratio = self.warmup_steps
+            self.warmup_ratio = self.warmup_ratio or self.warmup_steps
         elif self.warmup_ratio is None:
-            self.warmup_ratio = 0.0 if self.warmup_steps else schedule.warmup_ratio
+            self.warmup_ratio = 0.0
         self.warmup_steps = int(self.warmup_steps or 0)
         if str(self.resume_from_checkpoint).lower() in ("auto", "false"):
             self.resume_from_checkpoint = None
@@ -126,3 +97,44 @@ class PretrainingArguments(TrainingArguments):
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         return self.warmup_steps or math.ceil(num_training_steps * self.warmup_ratio)
+
+
+@dataclass
+class PretrainingArguments(RunArguments):
+    """
+    The arguments of every run, and what pre-training adds to them.
+
+    Learning rate, warm-up and decay come from `schedule` unless given.
+    """
+
+    schedule: str = field(
+        default="dnabert2",
+        metadata={
+            "help": "learning-rate schedule of a paper, its warm-up scaled to this run: "
+            "dnabert2 (peak 5e-4, 6 %% warm-up, linear) or dnagrinder (peak 4e-4, 13.4 %% warm-up, cosine)",
+            "choices": list(SCHEDULES),
+        },
+    )
+    learning_rate: float | None = field(default=None, metadata={"help": "peak learning rate; default: the schedule's"})
+    lr_scheduler_type: str | None = field(
+        default=None, metadata={"help": "decay after the warm-up (linear, cosine, ...); default: the schedule's"}
+    )
+    adam_beta1: float = field(default=ADAM_BETA1, metadata={"help": "AdamW beta 1"})
+    adam_beta2: float = field(default=ADAM_BETA2, metadata={"help": "AdamW beta 2"})
+    adam_epsilon: float = field(default=ADAM_EPSILON, metadata={"help": "AdamW epsilon"})
+    weight_decay: float = field(default=WEIGHT_DECAY, metadata={"help": "AdamW weight decay"})
+    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
+    eval_steps: float | None = field(default=500, metadata={"help": "steps between evaluations"})
+    save_total_limit: int | None = field(default=3, metadata={"help": "checkpoints to keep; 0 for all"})
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+        schedule = SCHEDULES[self.schedule]
+        if self.learning_rate is None:
+            self.learning_rate = schedule.learning_rate
+        if self.lr_scheduler_type is None:
+            self.lr_scheduler_type = schedule.lr_scheduler_type
+        if self.warmup_ratio is None and self.warmup_steps is None:
+            self.warmup_ratio = schedule.warmup_ratio
+        super().__post_init__()

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import run_mlm
-import training.trainer
+import training.exact_trainer
 from modeling import StrandBertForMaskedLM
 from tests.training.conftest import MERGES, random_dna
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
@@ -384,7 +384,7 @@ def test_a_full_disk_names_the_folder_and_the_checkpoint_that_is_left(settings, 
                 file.write(b"x")
         save_optimizer(folder, *rest)
 
-    monkeypatch.setattr(training.trainer, "save_optimizer", save_on_full_disk)
+    monkeypatch.setattr(training.exact_trainer, "save_optimizer", save_on_full_disk)
     folder = Path(settings["output_dir"])
     message = error_of(settings, capsys)
     assert f"run_mlm.py: error: cannot write to {folder}: the disk is full" in message
