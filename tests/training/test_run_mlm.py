@@ -398,7 +398,7 @@ def test_a_full_disk_names_the_folder_and_the_checkpoint_that_is_left(settings, 
 
 KILLED = """
 import os, signal, sys
-import run_mlm, training.trainer
+import run_mlm, training.exact_trainer
 from training.trainer import MlmTrainer
 
 def die(*arguments, **keywords):
@@ -411,8 +411,8 @@ if moment == "training":
         die() if self.state.global_step == step else training_step(self, *rest)
     )
 else:  # weights and optimiser are on disk, the mark of completeness is not
-    mark_complete = training.trainer.mark_complete
-    training.trainer.mark_complete = lambda folder: die() if folder.name.endswith(f"-{step}") else mark_complete(folder)
+    mark_complete = training.exact_trainer.mark_complete
+    training.exact_trainer.mark_complete = lambda folder: die() if folder.name.endswith(f"-{step}") else mark_complete(folder)
 run_mlm.main(sys.argv[3:])
 """
 
