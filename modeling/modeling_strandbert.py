@@ -26,8 +26,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .alibi_attention import alibi_attention, alibi_slopes, attentions_on_grid, check_backend, eager_attention
 from .configuration_strandbert import StrandBertConfig
+from .embedding import embed
 from .fused_linear import gated_linear, linear
 from .key_ranges import key_ranges  # noqa: F401  transformers 4 copies to its cache only files that this one imports
+from .memory import must_fit  # noqa: F401
+from .nucleotides import token_lengths  # noqa: F401
 from .triton_attention import triton_attention  # noqa: F401
 from .unpadding import SequenceLayout, cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
 
@@ -189,14 +192,19 @@ class StrandBertEncoder(nn.Module):
         self.layer = nn.ModuleList([StrandBertLayer(config) for _ in range(config.num_hidden_layers)])
 
     def forward(
-        self, hidden_states: Tensor, layout: SequenceLayout, output_hidden_states: bool, output_attentions: bool
+        self,
+        hidden_states: Tensor,
+        layout: SequenceLayout,
+        output_hidden_states: bool,
+        output_attentions: bool,
+        num_layers: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Last hidden state (total_tokens, hidden); hidden states and attentions already on the caller's grid."""
         # Computed here, from the config alone: a buffer would be left uninitialised by loading on the meta device.
         slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=torch.float32, device=hidden_states.device)
         all_hidden_states = [layout.pad(hidden_states)] if output_hidden_states else []
         all_attentions = []
-        for layer in self.layer:
+        for layer in self.layer[:num_layers]:
             hidden_states, probabilities = layer(hidden_states, layout, slopes, output_attentions)
             if output_hidden_states:
                 all_hidden_states.append(layout.pad(hidden_states))
@@ -280,6 +288,8 @@ class StrandBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = False
     _supports_attention_backend = False
     _keys_to_ignore_on_load_unexpected = [r"position_ids$", r"token_type_ids$"]
+
+    embed = embed  # vectors for sequences, see embedding.py
 
     def _init_weights(self, module: nn.Module):
         # torch.nn.init leaves weights alone that were loaded from a checkpoint; in-place calls on .data would not.
@@ -404,6 +414,7 @@ class StrandBertModel(StrandBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         unpadded_output: bool = False,
+        num_layers: int | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
@@ -417,6 +428,7 @@ class StrandBertModel(StrandBertPreTrainedModel):
                 `cu_seq_lens_q`, which is read too.
             max_seqlen: longest packed sequence, or `max_length_q`.
             unpadded_output: return last_hidden_state as (total_tokens, hidden) with its `layout`; what the heads use.
+            num_layers: run only so many layers; None runs all.
 
         Returns:
             last_hidden_state (batch, length, hidden), exact zeros on padding; pooler_output (num_sequences, hidden) or
@@ -447,7 +459,9 @@ class StrandBertModel(StrandBertPreTrainedModel):
             None if inputs_embeds is None else layout.unpad(inputs_embeds),
             None if token_type_ids is None else layout.unpad(token_type_ids.expand(layout.batch_size, layout.length)),
         )
-        tokens, hidden_states, attentions = self.encoder(tokens, layout, output_hidden_states, output_attentions)
+        tokens, hidden_states, attentions = self.encoder(
+            tokens, layout, output_hidden_states, output_attentions, num_layers
+        )
         pooled = None if self.pooler is None else self.pooler(layout.first_tokens(tokens))
         if unpadded_output:
             return StrandBertUnpaddedOutput(tokens, pooled, hidden_states, attentions, layout=layout)

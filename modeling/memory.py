@@ -1,0 +1,66 @@
+"""Whether a sequence fits into memory, and if not, the length that would."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+
+def bytes_per_token(config, dtype: torch.dtype) -> int:
+    """Peak memory of a forward pass without gradients, beyond the weights, for each token of a long sequence."""
+    return 12 * config.hidden_size * dtype.itemsize
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a new tensor could take on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    if device.type != "cpu":
+        return None
+    free = []
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" when there is none
+        group = Path("/sys/fs/cgroup")
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        free.append(int((group / "memory.max").read_text()) - used)
+    return min(free, default=None)
+
+
+@contextlib.contextmanager
+def must_fit(model, longest: int, tokens: int, bases_per_token: float) -> Iterator[None]:
+    """
+    Around a forward pass over `tokens` tokens, of which the longest sequence has `longest`.
+
+    Raises:
+        MemoryError: before the pass where a CPU's memory is not enough (Linux would end the process), or when an
+            allocation failed; states the length that would have fitted.
+    """
+    each = bytes_per_token(model.config, model.dtype)
+    free = free_memory(model.device)
+    if model.device.type == "cpu" and free is not None and tokens * each > free:
+        raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token))
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and "memory" not in str(error):
+            raise
+        problem = error
+    else:
+        return
+    raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token)) from problem
+
+
+def _advice(model, longest: int, tokens: int, each: int, free: int | None, bases_per_token: float) -> str:
+    what = f"a sequence of {tokens:,} tokens" if tokens == longest else f"a batch of {tokens:,} tokens"
+    message = f"{what} does not fit into the memory of {model.device}: it needs about {tokens * each / 1e9:.1f} GB"
+    if free is not None:
+        fits = max(0, free // each)
+        message += f", {free / 1e9:.1f} GB are free: {fits:,} tokens, about {fits * bases_per_token:,.0f} bp, would fit"
+    if tokens != longest:
+        return message + "; lower batch_tokens"
+    return message + "; read it in windows (window=...), or load the model with dtype=torch.bfloat16"
