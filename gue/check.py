@@ -163,7 +163,8 @@ def _check_labels(task: Task, split: str, found: Split):
     if task.num_labels and found.rows:
         allowed = [str(label) for label in range(task.num_labels)]
         for label in sorted(counts.keys() - set(allowed)):
-X
+            rows = counts[label]
+            found.problems.append(f"{found.path}: label {label!r} in {rows} rows; the labels are 0 to {allowed[-1]}")
         absent = [label for label in allowed if label not in counts]
         if absent:
             found.problems.append(f"{found.path}: no row has label {', '.join(absent)}")
