@@ -4,6 +4,7 @@ from transformers import PretrainedConfig
 
 GLU_ACTIVATIONS = ("gelu", "silu")
 CLASSIFIER_HEADS = ("pooler", "mlp")
+CLASSIFIER_POOLINGS = ("first", "mean")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_strandbert.StrandBertConfig",
@@ -33,6 +34,7 @@ class StrandBertConfig(PretrainedConfig):
         initializer_range: standard deviation of newly initialised weights.
         classifier_head: "pooler" (dense, tanh, dropout, linear; DNABERT-2) or "mlp" (linear, LayerNorm, GELU,
             dropout, linear; dnaGrinder).
+        classifier_pooling: what the classifier reads: the "first" token ([CLS]; both papers) or the "mean" over all.
         classifier_dropout: dropout before the last linear layer of the classifier; None takes `hidden_dropout_prob`.
         unk_token_id, cls_token_id, sep_token_id, pad_token_id, mask_token_id: ids of the special tokens; they must
             agree with the tokenizer.
@@ -61,6 +63,7 @@ class StrandBertConfig(PretrainedConfig):
         type_vocab_size=2,
         initializer_range=0.02,
         classifier_head="pooler",
+        classifier_pooling="first",
         classifier_dropout=None,
         unk_token_id=0,
         cls_token_id=1,
@@ -76,6 +79,8 @@ class StrandBertConfig(PretrainedConfig):
             raise ValueError(f"glu_activation is {glu_activation!r}; it must be one of {GLU_ACTIVATIONS}")
         if classifier_head not in CLASSIFIER_HEADS:
             raise ValueError(f"classifier_head is {classifier_head!r}; it must be one of {CLASSIFIER_HEADS}")
+        if classifier_pooling not in CLASSIFIER_POOLINGS:
+            raise ValueError(f"classifier_pooling is {classifier_pooling!r}; it must be one of {CLASSIFIER_POOLINGS}")
         if num_attention_heads < 1 or hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_attention_heads {num_attention_heads}")
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -94,6 +99,7 @@ class StrandBertConfig(PretrainedConfig):
         self.type_vocab_size = type_vocab_size
         self.initializer_range = initializer_range
         self.classifier_head = classifier_head
+        self.classifier_pooling = classifier_pooling
         self.classifier_dropout = classifier_dropout
         self.max_position_embeddings = max_position_embeddings
         self.unk_token_id = unk_token_id

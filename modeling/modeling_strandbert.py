@@ -585,7 +585,8 @@ class StrandBertForMaskedLM(StrandBertPreTrainedModel):
 
 class StrandBertForSequenceClassification(StrandBertPreTrainedModel):
     """
-    The encoder with a classifier on the first token: single-label, multi-label or regression (`config.problem_type`).
+    The encoder with a classifier on the first token, or on the mean of all (`config.classifier_pooling`): single-label,
+    multi-label or regression (`config.problem_type`).
 
     `config.classifier_head` chooses DNABERT-2's head ("pooler": dense, tanh, dropout, linear) or dnaGrinder's ("mlp").
     """
@@ -648,10 +649,12 @@ class StrandBertForSequenceClassification(StrandBertPreTrainedModel):
             **kwargs,
         )
         tokens, layout = encoded.last_hidden_state, encoded.layout
-        if self.config.classifier_head == "pooler":
-            logits = self.classifier(self.dropout(encoded.pooler_output))
+        if self.config.classifier_pooling == "mean":
+            pooled = layout.mean_tokens(tokens)
+            features = pooled if self.bert.pooler is None else self.bert.pooler(pooled)
         else:
-            logits = self.classifier(layout.first_tokens(tokens))
+            features = layout.first_tokens(tokens) if self.bert.pooler is None else encoded.pooler_output
+        logits = self.classifier(self.dropout(features) if self.config.classifier_head == "pooler" else features)
         loss = None
         if labels is not None:
             self._settle_problem_type(labels, len(logits))

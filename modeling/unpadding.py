@@ -111,6 +111,19 @@ class SequenceLayout:
         rows = tokens[starts.clamp(max=tokens.shape[0] - 1)]
         return rows.masked_fill(empty.unsqueeze(1), 0)
 
+    def mean_tokens(self, tokens: Tensor) -> Tensor:
+        """(total_tokens, hidden) -> (num_sequences, hidden): mean of each sequence's tokens, zeros for an empty one."""
+        if self.grid_mask is not None or self.uniform:
+            grid = tokens.reshape(self.batch_size, self.length, -1)
+            if self.grid_mask is None:
+                return grid.mean(dim=1)
+            sums = (grid * self.grid_mask.unsqueeze(2)).sum(dim=1)
+            return sums / self.grid_mask.sum(dim=1, keepdim=True).clamp(min=1)
+        lengths = self.cu_seqlens.diff().long()
+        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
+        sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sequence, tokens)
+        return sums / lengths.clamp(min=1).unsqueeze(1)
+
 
 def layout_from_mask(batch_size: int, length: int, attention_mask: Tensor | None, device) -> SequenceLayout:
     """
