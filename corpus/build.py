@@ -1,0 +1,205 @@
+"""
+Make a pre-training corpus from genomes: `python -m corpus.build recipe.yaml --output DIR`.
+
+  python -m corpus.build corpus/recipes/small.yaml --genomes my_genomes --output corpus_small --workers 4
+
+DIR gets train/*.parquet and validation/*.parquet (`datasets.load_dataset(DIR)` reads them) and manifest.json with
+counts and hashes. The same recipe, genomes and seed give the same bytes with any number of workers. Interrupted work
+goes on when the command is given again; finished genomes are not made twice. One task is one genome (one row of the
+recipe's table), so that many machines can share the work: --executor slurm or ray.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from corpus.executors import EXECUTORS, run_tasks
+from corpus.fasta import FastaError
+from corpus.genome_task import GenomeTask, report_path
+from corpus.kmers import SAMPLED, K
+from corpus.recipe import Genome, Recipe, RecipeError, read_genomes, read_recipe
+from corpus.shards import file_sha256
+from training.storage import StorageError, check_writable, writing_into
+
+FORMAT_VERSION = 1
+WORK = ".build"  # plan, reports, logs and completion markers; may be deleted when manifest.json is there
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be built; the message says what to do."""
+
+
+def build(recipe: Recipe, genomes: list[Genome], output: str | Path, executor: str = "local", **options) -> dict | None:
+    """
+    Build the corpus in a folder, or go on with it, and return its manifest; None when a scheduler has taken over.
+
+    Args:
+        executor: local, slurm or ray; `options` go to it, see `corpus.executors.run_tasks`.
+
+    Raises:
+        CorpusError: the folder holds another corpus; a contig to hold out is in no genome.
+        FastaError, StorageError and what a task raises.
+    """
+    output = Path(output)
+    check_writable(output, "--output")
+    with writing_into(output, lambda: "make room and give the same command again; it goes on where it stopped"):
+        task = GenomeTask(recipe, genomes, output, output / WORK)
+        _keep_plan(recipe, genomes, output)
+        run_tasks(task, len(genomes), output / WORK, executor, **options)
+        missing = [rank for rank in range(len(genomes)) if not report_path(output / WORK, rank).exists()]
+        if missing and executor == "slurm":
+            return None
+        if missing:
+            raise CorpusError(task.error(missing[0]))
+        manifest = _manifest(recipe, genomes, output)
+        _check_contigs(recipe, manifest)
+        _write_json(output / "manifest.json", manifest)
+        shutil.rmtree(output / WORK / "partial", ignore_errors=True)
+    return manifest
+
+
+def _keep_plan(recipe: Recipe, genomes: list[Genome], output: Path):
+    """Write down what is being built, or make sure that what is there is the same."""
+    path = output / WORK / "plan.json"
+    plan = json.loads(json.dumps(_plan(recipe, genomes)))
+    if path.exists():
+        if (old := json.loads(path.read_text())) != plan:
+            changed = [key for key in plan if old.get(key) != plan[key]] or ["format"]
+            raise CorpusError(
+                f"--output {output}: holds a corpus of another recipe ({', '.join(changed)} differ); choose another "
+                "folder, or delete this one to start over"
+            )
+        return
+    if output.is_dir() and any(entry.name != WORK for entry in output.iterdir()):
+        raise CorpusError(f"--output {output}: is not empty and holds no unfinished corpus; choose another folder")
+    _write_json(path, plan)
+
+
+def _plan(recipe: Recipe, genomes: list[Genome]) -> dict:
+    """Everything the bytes depend on, and sizes by which a changed genome is noticed."""
+    settings = asdict(recipe) | {"genomes": Path(recipe.genomes).name}
+    if recipe.tokenizer:
+        folder = Path(recipe.tokenizer)
+        settings["tokenizer"] = file_sha256(folder / "tokenizer.json" if folder.is_dir() else folder)
+    files = [
+        [genome.species, genome.category, genome.source, genome.bases, genome.repeats]
+        + [path and path.stat().st_size for path in (genome.path, genome.vcf)]
+        for genome in genomes
+    ]
+    return {"format": FORMAT_VERSION, **settings, "files": files}
+
+
+def _manifest(recipe: Recipe, genomes: list[Genome], output: Path) -> dict:
+    reports = [json.loads(report_path(output / WORK, rank).read_text()) for rank in range(len(genomes))]
+    splits: dict[str, dict] = {}
+    for report in reports:
+        for split, counts in report["splits"].items():
+            total = splits.setdefault(split, dict.fromkeys(counts, 0))
+            for name, value in counts.items():
+                total[name] += value
+    plan = _plan(recipe, genomes)
+    del plan["files"]
+    manifest = {"recipe": plan, "splits": splits}
+    if "validation" in splits:
+        manifest["shared_kmers"] = _leakage(reports, output)
+    return manifest | {"genomes": reports}
+
+
+def _leakage(reports: list[dict], output: Path) -> dict:
+    """For each held-out genome the share of its 32-mers that occur in training, and where most of them occur."""
+    import numpy as np
+
+    def kmers(rank: int, split: str):
+        return np.load(output / WORK / "kmers" / f"{rank:05d}-{split}.npy", allow_pickle=False)
+
+    rows = []
+    held_out = [(rank, report) for rank, report in enumerate(reports) if "validation" in report["splits"]]
+    found = {rank: np.zeros(len(kmers(rank, "validation")), bool) for rank, _ in held_out}
+    nearest = dict.fromkeys(found, (0, None))
+    for rank, report in enumerate(reports):
+        if "train" not in report["splits"]:
+            continue
+        training = kmers(rank, "train")
+        for other in found:
+            shared = np.isin(kmers(other, "validation"), training, assume_unique=True)
+            found[other] |= shared
+            if shared.sum() > nearest[other][0]:
+                nearest[other] = (int(shared.sum()), report["species"])
+    for rank, report in held_out:
+        total, shared = len(found[rank]), int(found[rank].sum())
+        rows.append(
+            {
+                "species": report["species"],
+                "source": report["source"],
+                "kmers": total,
+                "shared": shared,
+                "share": round(shared / total, 6) if total else 0.0,
+                "nearest": nearest[rank][1],
+            }
+        )
+    return {"k": K, "sampled_one_in": SAMPLED, "held_out": rows}
+
+
+def _check_contigs(recipe: Recipe, manifest: dict):
+    found = {name for report in manifest["genomes"] for name in report["held_out_contigs"]}
+    for name in recipe.validation_contigs:
+        if name not in found:
+            raise CorpusError(f"validation_contigs: {name!r} is a contig of no genome; correct it and start over")
+
+
+def _write_json(path: Path, content: dict):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def summary(manifest: dict) -> str:
+    """What was made, in a few lines."""
+    lines = []
+    for split, counts in manifest["splits"].items():
+        tokens = f", {counts['tokens']:,} tokens" if counts["tokens"] else ""
+        lines.append(f"{split}: {counts['sequences']:,} sequences, {counts['bases']:,} bp{tokens}")
+    for report in manifest["genomes"]:
+        lines += [f"note: {report['source']}: {note}" for note in report["notes"]]
+    for row in manifest.get("shared_kmers", {}).get("held_out", []):
+        nearest = f", most with {row['nearest']}" if row["nearest"] else ""
+        lines.append(f"held out {row['species']}: {row['share']:.2%} of its {K}-mers are in training{nearest}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(
+        prog="python -m corpus.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="YAML file; corpus/recipes has examples and docs/corpus.md explains the keys")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the corpus, new or to go on with")
+    parser.add_argument("--genomes", metavar="DIR", help="folder that paths in the table of genomes are relative to")
+    parser.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json: adds the column input_ids")
+    parser.add_argument("--workers", type=int, default=1, help="genomes made at the same time (default: %(default)s)")
+    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where (default: %(default)s)")
+    parser.add_argument("--slurm-partition", help="partition of the cluster, with --executor slurm")
+    parser.add_argument("--slurm-time", default="24:00:00", help="limit of a task (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    try:
+        recipe = read_recipe(args.recipe, args.tokenizer)
+        genomes = read_genomes(recipe, args.genomes)
+        slurm = {"partition": args.slurm_partition, "time": args.slurm_time} if args.executor == "slurm" else {}
+        manifest = build(recipe, genomes, args.output, args.executor, workers=args.workers, **slurm)
+    except (RecipeError, CorpusError, FastaError, StorageError) as error:
+        sys.exit(f"corpus.build: {error}")
+    if manifest is None:
+        print("Submitted. When the jobs are done, give the same command again: it checks them and writes manifest.json")
+    else:
+        print(summary(manifest))
+
+
+if __name__ == "__main__":
+    main()
