@@ -1,0 +1,98 @@
+"""
+The results file: one CSV row per fine-tuning run, whole at every moment, safe for several writers.
+
+A row is added under a lock, by writing the file anew under a temporary name and renaming it.
+"""
+
+import csv
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+COLUMNS = (
+    "name model task seed learning_rate settings data test_mcc test_f1 test_accuracy eval_mcc eval_f1 eval_accuracy "
+    "eval_loss train_rows test_rows seconds parameters flops_500bp"
+).split()
+KEY = ("name", "task", "seed", "learning_rate")
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be used; the message names file, line and what to do."""
+
+
+def _lock(file: IO, wait: bool):
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[IO | None]:
+    """
+    Hold the lock file `path`; give None instead of waiting when `wait` is false and another process holds it.
+
+    The lock ends with the last process that has the file open: a child that inherits it keeps it when we are killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            _lock(file, wait)
+        except OSError:
+            if wait:
+                raise
+            yield None
+            return
+        yield file
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """
+    Read the rows of a results file; none when there is no file.
+
+    Raises:
+        ResultsError: columns that are not ours, or a row of another length.
+    """
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in KEY if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ResultsError(f"{path}, line 1: no column {missing[0]!r}; this is no file of results of gue.run")
+        rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise ResultsError(f"{path}, line {number}: not as many fields as line 1; mend or delete this line")
+    return rows
+
+
+def row_key(row: dict) -> tuple[str, ...]:
+    """What a row stands for; a grid holds each key once."""
+    return row["name"], row["task"], str(int(row["seed"])), f"{float(row['learning_rate']):g}"
+
+
+def append_row(path: Path, row: dict):
+    """Add a row, in place of an older one of the same key; the file is replaced as a whole."""
+    with locked(path.with_name(path.name + ".lock")):
+        rows = [old for old in read_results(path) if row_key(old) != row_key(row)]
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with open(handle, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows([*rows, row])
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,278 @@
+"""
+Fine-tune one model on tasks x learning rates x seeds, resumably; every run is a process of run_classification.py.
+
+    python -m gue.run --model kmer-logistic --data_dir GUE --tasks GUE --seeds 0 1 2 --output_dir runs/kmer
+    python -m gue.run --model my-model --data_dir GUE --tasks tf/0 EMP --seeds 0 1 2 --learning_rates 1e-5 3e-5 5e-5 \\
+        --output_dir runs/mine -- --num_train_epochs 5 --use_lora
+
+What follows -- goes to run_classification.py as it is. The same command goes on where it was stopped. Several runners
+may share one --output_dir: each takes runs that no other has taken. Then: python -m gue.report runs/mine/results.csv
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gue.check import is_published, read_content
+from gue.cost import count_cost
+from gue.results import COLUMNS, ResultsError, append_row, locked, read_results, row_key
+from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
+from training.storage import StorageError, check_writable
+
+SCRIPT = Path(__file__).parents[1] / "run_classification.py"
+FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
+WAIT_SECONDS = 5  # between looks at a run that another process has taken
+KEPT = ("all_results.json", "settings.json", "log.txt")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid."""
+
+    task: Task
+    learning_rate: float
+    seed: int
+
+    def folder(self, output_dir: Path) -> Path:
+        """Where this run works."""
+        return output_dir / self.task.name.replace("/", "-") / f"lr-{self.learning_rate:g}_seed-{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.task.name} lr {self.learning_rate:g} seed {self.seed}"
+
+
+def missing_splits(task: Task, data_dir: Path) -> list[str]:
+    """Splits that the task is known to have and that are not under `data_dir`."""
+    wanted = {known.split for known in task.splits} or set(SPLITS)
+    return [split for split in SPLITS if split in wanted and not task.file(data_dir, split)]
+
+
+def command(arguments: argparse.Namespace, run: Run) -> list[str]:
+    """The command line of one run."""
+    launcher = [sys.executable]
+    if arguments.num_processes > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--num_processes", str(arguments.num_processes)]
+    flags = {
+        "task_name": run.task.name,
+        "data_dir": arguments.data_dir,
+        "model_name_or_path": arguments.model,
+        "seed": run.seed,
+        "learning_rate": f"{run.learning_rate:g}",
+        "output_dir": run.folder(arguments.output_dir),
+    }
+    pairs = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+    return [*launcher, str(arguments.script), *pairs, *arguments.settings]
+
+
+def execute(arguments: argparse.Namespace, run: Run, lock) -> dict | None:
+    """
+    Run one cell, or take the results that a killed runner left; None when it failed.
+
+    The process inherits `lock`, so that a run whose runner was killed stays taken until it ends.
+    """
+    folder = run.folder(arguments.output_dir)
+    _check_same_settings(folder, arguments)
+    line = command(arguments, run)
+    results = folder / "all_results.json"
+    start = time.perf_counter()
+    if not results.exists():
+        with open(folder / "log.txt", "a", encoding="utf-8") as log:
+            keep = {"pass_fds": (lock.fileno(),)} if os.name != "nt" else {}
+            status = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **keep)
+        if status.returncode or not results.exists():
+            tail = "".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines(True)[-12:])
+            what = f"ended with status {status.returncode}" if status.returncode else f"wrote no {results.name}"
+            tqdm.write(f"{run}: {what}; {folder / 'log.txt'} ends with\n{tail}\n  {shlex.join(line)}")
+            return None
+    return {"seconds": round(time.perf_counter() - start, 1), **json.loads(results.read_text(encoding="utf-8"))}
+
+
+def _check_same_settings(folder: Path, arguments: argparse.Namespace):
+    """Raise ResultsError when the folder was begun for another model, data or settings; note what it is for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": arguments.model,
+        "data_dir": str(arguments.data_dir.resolve()),
+        "script": str(arguments.script.resolve()),
+        "settings": arguments.settings,
+    }
+    note = folder / "settings.json"
+    if note.exists():
+        earlier = json.loads(note.read_text(encoding="utf-8"))
+        for key, value in settings.items():
+            if earlier[key] != value:
+                raise ResultsError(
+                    f"{folder} was begun with {key} {earlier[key]}, now it is {value}; "
+                    "give another --output_dir, or delete that folder"
+                )
+        return
+    temporary = note.with_suffix(".tmp")
+    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, note)
+
+
+def make_row(arguments: argparse.Namespace, run: Run, results: dict, cost: dict) -> dict:
+    """The row of the results file."""
+    row = {column: results[column] for column in COLUMNS if column in results}
+    row |= {key: value for key, value in cost.items() if value}
+    metric = f"test_{run.task.metric}"
+    if not isinstance(results.get(metric), int | float):
+        raise ResultsError(f"{run}: all_results.json has no number {metric!r}; it has {', '.join(results)}")
+    rows = {f"{split}_rows": results.get(f"{split}_samples", "") for split in ("train", "test")}
+    settings = shlex.join(arguments.settings)
+    data = "published" if all_published(run.task, arguments.data_dir) else "other"
+    return {
+        **rows,
+        **row,
+        "name": arguments.name,
+        "model": arguments.model,
+        "task": run.task.name,
+        "seed": run.seed,
+        "learning_rate": f"{run.learning_rate:g}",
+        "settings": settings,
+        "data": data,
+    }
+
+
+def all_published(task: Task, data_dir: Path) -> bool:
+    """Whether every split that the task has is a known published file."""
+    paths = {split: task.file(data_dir, split) for split in SPLITS}
+    return all(is_published(task, split, read_content(path)) for split, path in paths.items() if path)
+
+
+def run_grid(arguments: argparse.Namespace, runs: list[Run]):
+    """
+    Do every run that is not in the results file, until all are or several in a row fail.
+
+    A run that another process has taken is passed over and looked at again at the end.
+    """
+    cost = count_cost(arguments.model, arguments.data_dir)
+    failures, waiting = 0, list(runs)
+    with tqdm(total=len(runs), desc=arguments.name, unit="run", disable=None) as bar:
+        while waiting:
+            later = []
+            for run in waiting:
+                bar.set_postfix_str(str(run))
+                with locked(Path(f"{run.folder(arguments.output_dir)}.lock"), wait=False) as lock:
+                    if lock is None:
+                        later.append(run)
+                        continue
+                    if not is_done(arguments, run):
+                        failures = 0 if one_run(arguments, run, lock, cost) else failures + 1
+                bar.update()
+                if failures == FAILURES_IN_A_ROW:
+                    tqdm.write(f"stopped: {failures} runs in a row failed")
+                    return
+            if later == waiting:
+                bar.set_postfix_str(f"another process runs {later[0]}")
+                time.sleep(WAIT_SECONDS)
+            waiting = later
+
+
+def is_done(arguments: argparse.Namespace, run: Run) -> bool:
+    """Whether the results file holds this run."""
+    key = row_key({"name": arguments.name, "task": run.task.name, "seed": run.seed, "learning_rate": run.learning_rate})
+    return any(row_key(row) == key for row in read_results(arguments.results))
+
+
+def one_run(arguments: argparse.Namespace, run: Run, lock, cost: dict) -> dict | None:
+    """Execute, record, clean up; None when the run failed."""
+    results = execute(arguments, run, lock)
+    if results is None:
+        return None
+    row = make_row(arguments, run, results, cost)
+    append_row(arguments.results, row)
+    metric = run.task.metric
+    tqdm.write(f"{run}: test {metric} x100 {100 * row[f'test_{metric}']:.2f} ({row['seconds']} s)")
+    if not arguments.keep_models:
+        for path in run.folder(arguments.output_dir).iterdir():
+            if path.name not in KEPT:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return row
+
+
+def check_name(arguments: argparse.Namespace):
+    """Raise ResultsError when the results file has this name for another model or other settings."""
+    for number, row in enumerate(read_results(arguments.results), 2):
+        here = (arguments.model, shlex.join(arguments.settings))
+        if row["name"] == arguments.name and (row["model"], row["settings"]) != here:
+            raise ResultsError(
+                f"{arguments.results}, line {number}: the name {arguments.name!r} stands for {row['model']} "
+                f"{row['settings']}; choose another --name for {' '.join(here)}"
+            )
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Read the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="python -m gue.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub name of an encoder, or kmer-logistic")
+    parser.add_argument(
+        "--data_dir", type=Path, required=True, help="folder of the benchmark (see python -m gue.check)"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="runs and results.csv go here")
+    parser.add_argument("--tasks", nargs="+", default=["all"], help="names, groups (EMP), suites (GUE); default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[3e-5], help="default: 3e-5; several: sweep")
+    parser.add_argument("--name", help="what the report calls this model with these settings; default: from --model")
+    parser.add_argument("--results", type=Path, help="results file; default: OUTPUT_DIR/results.csv")
+    parser.add_argument("--num_processes", type=int, default=1, help="more than 1: through accelerate launch")
+    parser.add_argument("--keep_models", action="store_true", help="keep what each run saved, not its numbers only")
+    parser.add_argument("--script", type=Path, default=SCRIPT, help="fine-tuning script; default: %(default)s")
+    cut = argv.index("--") if "--" in argv else len(argv)
+    arguments = parser.parse_args(argv[:cut])
+    arguments.settings = argv[cut + 1 :]
+    arguments.name = arguments.name or Path(arguments.model).name
+    arguments.results = arguments.results or arguments.output_dir / "results.csv"
+    return parser, arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the grid; returns 1 when any run of it has no result."""
+    parser, arguments = parse(argv)
+    if not re.search(r"\w", arguments.name) or not arguments.data_dir.is_dir() or not arguments.script.is_file():
+        wrong = {"--name": arguments.name, "--data_dir": arguments.data_dir, "--script": arguments.script}
+        parser.error(f"not usable: {', '.join(f'{flag} {value}' for flag, value in wrong.items())}")
+    try:
+        tasks = find_tasks(arguments.tasks)
+        check_writable(arguments.output_dir, "--output_dir")
+        check_name(arguments)
+    except (UnknownTaskError, ResultsError, StorageError) as error:
+        parser.error(str(error))
+    without_data = {task.name: missing for task in tasks if (missing := missing_splits(task, arguments.data_dir))}
+    runs = [
+        Run(task, learning_rate, seed)
+        for task in tasks
+        if task.name not in without_data
+        for learning_rate in dict.fromkeys(arguments.learning_rates)
+        for seed in dict.fromkeys(arguments.seeds)
+    ]
+    try:
+        run_grid(arguments, runs)
+    except ResultsError as error:
+        sys.exit(f"{parser.prog}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
+    failed = [run for run in runs if not is_done(arguments, run)]
+    for name, missing in without_data.items():
+        print(f"not run: {name} (no {', '.join(missing)} under {arguments.data_dir})")
+    for run in failed:
+        print(f"no result: {run}")
+    print(f"{len(runs) - len(failed)} of {len(runs)} runs are in {arguments.results}")
+    return int(bool(failed or without_data))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

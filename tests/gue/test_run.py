@@ -1,0 +1,168 @@
+"""The grid: complete, resumable after a kill, shared by several runners, and honest about what failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gue.results import read_results
+from gue.run import main
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["--model", "kmer-logistic", "--tasks", "tf/0", "mouse/2", "--seeds", "0", "1", "2"]
+
+
+@pytest.fixture
+def flags(data_dir, stand_in):
+    return [*FLAGS, "--data_dir", str(data_dir), "--script", str(stand_in)]
+
+
+def table(path):
+    """The rows, in a fixed order and without the time they took."""
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in read_results(path)]
+    return sorted(rows, key=lambda row: (row["task"], row["learning_rate"], row["seed"]))
+
+
+def start(*flags):
+    return subprocess.Popen([sys.executable, "-m", "gue.run", *map(str, flags)], cwd=ROOT, stdout=subprocess.PIPE)
+
+
+def test_grid_has_one_row_per_task_learning_rate_and_seed(flags, tmp_path):
+    assert main([*flags, "--learning_rates", "1e-5", "3e-5", "--output_dir", str(tmp_path / "out")]) == 0
+    rows = table(tmp_path / "out/results.csv")
+    assert len(rows) == 2 * 2 * 3
+    assert {(row["task"], row["learning_rate"], row["seed"]) for row in rows} == {
+        (task, rate, seed) for task in ("tf/0", "mouse/2") for rate in ("1e-05", "3e-05") for seed in "012"
+    }
+    assert {row["data"] for row in rows} == {"other"}  # random rows are not the published files
+
+
+def test_same_command_again_runs_nothing(flags, tmp_path):
+    flags += ["--output_dir", str(tmp_path / "out"), "--", "--count", str(tmp_path / "count")]
+    main(flags)
+    before = (tmp_path / "out/results.csv").read_bytes()
+    main(flags)
+    assert (tmp_path / "out/results.csv").read_bytes() == before
+    assert len((tmp_path / "count").read_text().splitlines()) == 6
+
+
+def test_killed_and_resumed_grid_gives_the_same_table(flags, tmp_path):
+    main([*flags, "--output_dir", str(tmp_path / "whole"), "--", "--sleep", "0.2"])
+    resumed = [*flags, "--output_dir", tmp_path / "killed", "--", "--sleep", "0.2"]
+    runner = start(*resumed)
+    results = tmp_path / "killed/results.csv"
+    while not read_results(results):
+        time.sleep(0.02)
+    runner.kill()  # its run lives on, holds the lock and ends by itself
+    runner.wait()
+    assert 0 < len(read_results(results)) < 6
+    assert main([str(flag) for flag in resumed]) == 0
+    assert table(results) == table(tmp_path / "whole/results.csv")
+
+
+def test_run_of_a_killed_runner_is_not_started_twice(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("gue.run.WAIT_SECONDS", 0.1)
+    resumed = [*flags, "--output_dir", tmp_path / "out", "--", "--sleep", "1", "--count", tmp_path / "count"]
+    resumed[resumed.index("0") : resumed.index("2") + 1] = ["0"]
+    runner = start(*resumed)
+    while not (tmp_path / "count").exists():
+        time.sleep(0.02)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    assert main([str(flag) for flag in resumed]) == 0
+    assert sorted((tmp_path / "count").read_text().splitlines()) == ["mouse/2 0 3e-05", "tf/0 0 3e-05"]
+
+
+def test_two_runners_share_a_grid_and_lose_no_row(flags, tmp_path):
+    shared = [*flags, "--output_dir", tmp_path / "out", "--", "--sleep", "0.1", "--count", tmp_path / "count"]
+    runners = [start(*shared) for _ in range(2)]
+    assert [runner.wait(60) for runner in runners] == [0, 0]
+    assert len(table(tmp_path / "out/results.csv")) == 6
+    assert len((tmp_path / "count").read_text().splitlines()) == 6
+
+
+def test_failed_run_is_named_and_tried_again(flags, tmp_path, capsys):
+    (tmp_path / "fail").write_text("tf/0 1")
+    flags += ["--output_dir", str(tmp_path / "out"), "--", "--fail", str(tmp_path / "fail")]
+    assert main(flags) == 1
+    printed = capsys.readouterr().out
+    assert "no result: tf/0 lr 3e-05 seed 1" in printed and "no luck today" in printed
+    assert len(table(tmp_path / "out/results.csv")) == 5
+    (tmp_path / "fail").unlink()
+    assert main(flags) == 0
+    assert len(table(tmp_path / "out/results.csv")) == 6
+
+
+def test_stops_when_everything_fails(flags, tmp_path, capsys):
+    (tmp_path / "fail").write_text("all")
+    settings = ["--fail", str(tmp_path / "fail"), "--count", str(tmp_path / "count")]
+    assert main([*flags, "--output_dir", str(tmp_path / "out"), "--", *settings]) == 1
+    assert len((tmp_path / "count").read_text().splitlines()) == 3
+    assert "stopped: 3 runs in a row failed" in capsys.readouterr().out
+
+
+def test_task_without_data_is_named_not_run(flags, tmp_path, capsys, data_dir):
+    (data_dir / "GUE/tf/0/dev.csv").unlink()
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 1
+    assert f"not run: tf/0 (no dev under {data_dir})" in capsys.readouterr().out
+    assert {row["task"] for row in table(tmp_path / "out/results.csv")} == {"mouse/2"}
+
+
+def test_models_are_deleted_unless_kept(flags, tmp_path):
+    main([*flags, "--output_dir", str(tmp_path / "out")])
+    main([*flags, "--output_dir", str(tmp_path / "kept"), "--keep_models"])
+    left = {path.name for path in (tmp_path / "out/tf-0/lr-3e-05_seed-0").iterdir()}
+    kept = {path.name for path in (tmp_path / "kept/tf-0/lr-3e-05_seed-0").iterdir()}
+    assert left == {"all_results.json", "log.txt", "settings.json"}
+    assert kept - left == {"model.safetensors", "checkpoint-1"}
+
+
+def test_one_name_cannot_stand_for_two_settings(flags, tmp_path, capsys):
+    results = ["--results", str(tmp_path / "results.csv")]
+    main([*flags, *results, "--output_dir", str(tmp_path / "a")])
+    with pytest.raises(SystemExit):
+        main([*flags, *results, "--output_dir", str(tmp_path / "b"), "--", "--sleep", "0.01"])
+    assert "choose another --name" in capsys.readouterr().err
+
+
+def test_folder_begun_with_other_data_is_not_continued(flags, tmp_path, data_dir):
+    output = ["--output_dir", str(tmp_path / "out")]
+    main([*flags, *output])
+    (tmp_path / "out/results.csv").unlink()
+    os.rename(data_dir, tmp_path / "moved")
+    flags[flags.index(str(data_dir))] = str(tmp_path / "moved")
+    with pytest.raises(SystemExit, match="was begun with data_dir"):
+        main([*flags, *output])
+
+
+def test_results_that_lack_the_tasks_metric_are_refused(flags, tmp_path, stand_in):
+    stand_in.write_text(stand_in.read_text().replace('"test_mcc"', '"test_matthews"'))
+    with pytest.raises(SystemExit, match="all_results.json has no number 'test_mcc'"):
+        main([*flags, "--output_dir", str(tmp_path / "out")])
+
+
+def test_several_processes_go_through_accelerate(flags, tmp_path, monkeypatch):
+    lines = []
+
+    def note(line, **options):
+        lines.append(line)
+        folder = Path(line[line.index("--output_dir") + 1])
+        (folder / "all_results.json").write_text(json.dumps({"test_mcc": 0.5}))
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr("gue.run.subprocess.run", note)
+    main([*flags, "--num_processes", "2", "--output_dir", str(tmp_path / "out")])
+    assert all(line[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "2"] for line in lines)
+
+
+@pytest.mark.parametrize("flag", ["--data_dir", "--script"])
+def test_missing_folder_or_script_is_named(flags, tmp_path, flag, capsys):
+    flags[flags.index(flag) + 1] = "nowhere"
+    with pytest.raises(SystemExit):
+        main([*flags, "--output_dir", str(tmp_path / "out")])
+    assert f"{flag} nowhere" in capsys.readouterr().err
