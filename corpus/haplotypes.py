@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from corpus.variants import MISMATCH_SHARE, Alleles, PhasedVariants, Variant, ref_problem, wrong_assembly
+from corpus.variants import MISMATCH_SHARE, Variant, ref_problem, wrong_assembly
 
 _COMPLEMENT = bytes.maketrans(b"ACGTRYKMBDHVacgtrykmbdhv", b"TGCAYRMKVHDBtgcayrmkvhdb")
 _BASES = re.compile("[ACGTRYSWKMBDHVNacgtryswkmbdhvn]+")
@@ -98,16 +98,6 @@ class _Skip(Exception):
     """A variant that is not applied; the message is the reason."""
 
 
-def read_haplotypes(
-    variants: PhasedVariants, contig: str, sample: str, reference: bytes, start: int = 0, end: int | None = None
-) -> tuple[Haplotype, Haplotype, tuple[Alleles, Alleles]]:
-    """Read and apply what both haplotypes of a sample carry in [start, end) of a contig; see the two functions."""
-    end = len(reference) if end is None else end
-    alleles = variants.read(contig, start, end, sample)
-    first, second = (haplotype_sequence(reference, one.variants, start, end) for one in alleles)
-    return first, second, alleles
-
-
 def haplotype_sequence(
     reference: bytes, variants: Iterable[Variant], start: int = 0, end: int | None = None
 ) -> Haplotype:
@@ -121,6 +111,7 @@ def haplotype_sequence(
             region of the base before it. The end is the contig's unless given.
 
     Raises:
+        ValueError: variants out of order; a region outside of the contig.
         VariantError: ten or more, and more than 5 %, of the REF alleles differ from the reference.
     """
     end = len(reference) if end is None else end
@@ -131,8 +122,11 @@ def haplotype_sequence(
     copied = start  # reference bases before this one are done
     frozen, upper, after_insertion = -1, True, False  # last base of the last variant applied, its case, whether longer
     mismatches = []
-    count = 0
+    count = previous = 0
     for variant in variants:
+        if variant.position < previous:
+            raise ValueError(f"variants must ascend by position; {variant} comes after position {previous}")
+        previous = variant.position
         count += 1
         try:
             edit = _edit_of(reference, variant)

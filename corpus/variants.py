@@ -14,11 +14,12 @@ PhasedVariants in each process. docs/haplotypes.md has every policy.
 
 import difflib
 import functools
+import itertools
 import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -98,7 +99,7 @@ class PhasedVariants:
                     self._file = pysam.VariantFile(data, index_filename=index)
                     header, self.contigs = str(self._file.header).splitlines(), list(self._file.index)
                 else:
-                    self._file = pysam.TabixFile(data, index=index)
+                    self._file = pysam.TabixFile(data, index=index, encoding="utf-8")
                     header, self.contigs = list(self._file.header), list(self._file.contigs)
             except (OSError, ValueError) as error:
                 raise VariantError(
@@ -135,26 +136,6 @@ class PhasedVariants:
             )
         return found[0] if found else None
 
-    def match_contigs(self, lengths: Mapping[str, int | None]) -> dict[str, str]:
-        """
-        Map the names of a reference's contigs to this file's, leaving out contigs that have no record.
-
-        Raises:
-            VariantError: as `contig_for`; no contig matches; two contigs of the reference match the same one.
-        """
-        found = {name: self.contig_for(name, length) for name, length in lengths.items()}
-        found = {name: contig for name, contig in found.items() if contig}
-        if not found:
-            raise VariantError(
-                f"{self.path}: no contig of the reference has variants. Contigs here: {_some(self.contigs)}; in the "
-                f"reference: {_some(lengths)}. Rename with `bcftools annotate --rename-chrs`, or use the other file"
-            )
-        twice = [contig for contig, count in Counter(found.values()).items() if count > 1]
-        if twice:
-            names = [name for name, contig in found.items() if contig == twice[0]]
-            raise VariantError(f"{self.path}: contig {twice[0]!r} matches {names} of the reference; remove all but one")
-        return found
-
     def check_reference(self, contig: str, reference: bytes):
         """
         Compare REF of up to 1,000 records, at 20 places of the contig, with the reference (the whole contig).
@@ -165,8 +146,8 @@ class PhasedVariants:
         compared, wrong = 0, []
         step = max(len(reference) // 20, 1)
         for start in range(0, len(reference), step):
-            for _, line in zip(range(50), self._lines(contig, start, start + step), strict=False):
-                position, ref = int(line[1]) - 1, line[3]
+            for line in itertools.islice(self._lines(contig, start, start + step), 50):
+                position, ref = self._position(line), line[3]
                 problem = ref_problem(reference, position, ref)
                 compared += problem != "reference is N"
                 if problem and problem != "reference is N":
@@ -223,7 +204,7 @@ class PhasedVariants:
                 if len(fields) <= FIXED_COLUMNS:
                     raise VariantError(f"{self.path}: a record of {contig!r} has {len(fields)} columns: {fields}")
                 yield fields
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise VariantError(f"{self.path}: corrupt or truncated ({error}); copy the file again") from None
 
     def _position(self, fields: list[str]) -> int:
@@ -241,8 +222,11 @@ class PhasedVariants:
         columns = rest.split("\t")
         if len(columns) != count:
             raise self._error(fields, f"has {len(columns)} genotypes, but there are {count} samples: truncated?")
-        keys = keys.split(":")
-        return columns[column].split(":")[keys.index("GT")] if "GT" in keys else ""
+        if "GT" not in keys.split(":"):
+            return ""
+        values = columns[column].split(":")
+        index = keys.split(":").index("GT")
+        return values[index] if index < len(values) else "."  # trailing fields may be left out
 
     def _error(self, fields: list[str], problem: str) -> VariantError:
         return VariantError(f"{self.path}: record {fields[0]}:{fields[1]} {fields[3][:20]}>{fields[4][:20]} {problem}")

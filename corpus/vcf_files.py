@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pysam
+import pysam.bcftools
 from tqdm import tqdm
 
 from corpus.fasta import BGZF_END, GZIP_MAGIC
@@ -65,9 +66,15 @@ def indexed(path: Path, kind: str, folder: Path) -> tuple[Path, Path]:
     data, index = path, folder / "variants.csi"
     if kind == "text":
         data = folder / "variants.vcf.gz"
-        with pysam.BGZFile(os.fspath(data), "w") as copy:
-            for line in _checked_lines(path):
-                copy.write(line)
+        try:
+            with pysam.BGZFile(os.fspath(data), "w") as copy:
+                for line in _checked_lines(path):
+                    copy.write(line)
+        except OSError as error:
+            raise VariantError(
+                f"{path}: no indexed copy can be written to {folder} ({error}); make the file indexed yourself: "
+                f"bcftools view -Oz -o copy.vcf.gz {path.name} && bcftools index copy.vcf.gz"
+            ) from None
     with htslib_messages_off():
         try:
             if kind == "BCF":
@@ -90,6 +97,7 @@ def read_header(path: Path, lines: list[str]) -> tuple[list[str], dict[str, int]
     Raises:
         VariantError: no column line, no samples, the same sample twice.
     """
+    lines = [line.rstrip("\r\n") for line in lines]
     names = next((line.split("\t") for line in lines if line.startswith("#CHROM")), None)
     if names is None:
         raise VariantError(f"{path}: the header has no line '#CHROM POS ID ...' with tabs")
