@@ -52,12 +52,20 @@ def weight_files(folder: Path) -> list[Path]:
         weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConversionError(f"{path} has no weight_map")
+        outside = [shard for shard in weight_map.values() if not is_plain_name(shard)]
+        if outside:
+            raise ConversionError(f"{path} is refused: it names {outside[0]!r}, which is not a file of this folder")
         shards = [folder / shard for shard in sorted(set(weight_map.values()))]
         absent = [shard.name for shard in shards if not shard.is_file()]
         if absent:
             raise ConversionError(f"{path} names shards that are not in the folder: {', '.join(absent)}")
         return shards
     raise ConversionError(f"{folder} holds no weights; one of these is needed: {', '.join(WEIGHT_FILES)}")
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name that came with a checkpoint is that of a file beside it, not a path to somewhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

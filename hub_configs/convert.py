@@ -111,8 +111,8 @@ def model_class_of(weights: dict[str, Tensor]) -> type:
         return StrandBertForMaskedLM
     if not classifier:
         return StrandBertModel
-    pooler = any(name.startswith("bert.pooler.") for name in weights)
-    return StrandBertForSequenceClassification if pooler else StrandBertForTokenClassification
+    sequence = any(name.startswith(("bert.pooler.", "classifier.0.")) for name in weights)
+    return StrandBertForSequenceClassification if sequence else StrandBertForTokenClassification
 
 
 def converted_config(path: Path, model_class: type) -> dict:

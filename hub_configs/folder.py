@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from tokenization.tokenizer_files import save_tokenizer_files, write_text_atomically
 
@@ -21,8 +22,13 @@ CODE_FOLDER = Path(__file__).resolve().parents[1] / "modeling"
 
 
 def code_files() -> list[Path]:
-    """The files of modeling/ that travel with a model; __init__.py only serves the installed package."""
-    return sorted(path for path in CODE_FOLDER.glob("*.py") if path.name != "__init__.py")
+    """
+    The files of modeling/ that travel with a model: the one that auto_map names and all that it imports.
+
+    The rest (`__init__.py`, `doctor.py`) serves the installed package. Found as transformers' own loader finds them.
+    """
+    main = CODE_FOLDER / "modeling_strandbert.py"
+    return sorted({main, *map(Path, get_relative_import_files(str(main)))})
 
 
 def write_model_code(folder: str | Path) -> None:
@@ -134,3 +140,11 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def simulated_hub_cache(folder: str | Path, cache: str | Path, repository: str) -> None:
+    """Copy a model folder into a Hub cache as a download of `repository` ("org/name") would have left it."""
+    place, commit = Path(cache) / f"models--{repository.replace('/', '--')}", "0" * 40
+    shutil.copytree(folder, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)

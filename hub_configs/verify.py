@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .checkpoint import ConversionError, check_first_bytes, read_json, weight_files
-from .folder import foreign_code, sha256_of
+from .folder import foreign_code, sha256_of, simulated_hub_cache
 from .reference import REFERENCE_FILE, read_reference, read_tokenizer, write_reference
 
 FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
@@ -95,15 +95,30 @@ def check_files(folder: Path) -> None:
     read_tokenizer(folder / "tokenizer.json")
 
 
-def load_in_fresh_interpreter(folder: Path, reference: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Report and outputs of fresh_load.py, run with an empty module cache and without the checkout on its path."""
+def load_in_fresh_interpreter(
+    folder: Path, reference: Path, as_repository: str | None = None
+) -> tuple[dict, dict[str, Tensor]]:
+    """
+    Report and outputs of fresh_load.py, run with an empty module cache and without the checkout on its path.
+
+    as_repository: load under this Hub name ("org/name") from a simulated, offline Hub cache instead of the folder.
+    """
     with tempfile.TemporaryDirectory(prefix="strandbert-verify-") as scratch:
         outputs = Path(scratch, "outputs.safetensors")
-        command = [sys.executable, str(FRESH_LOAD), str(folder), str(reference.resolve()), str(outputs)]
-        run = subprocess.run(command, cwd=scratch, env=fresh_environment(scratch), capture_output=True, text=True)
+        environment = fresh_environment(scratch)
+        if as_repository:
+            environment["HF_HUB_CACHE"] = str(Path(scratch, "hub"))
+            simulated_hub_cache(folder, Path(scratch, "hub"), as_repository)
+        source = as_repository or str(folder)
+        command = [sys.executable, str(FRESH_LOAD), source, str(reference.resolve()), str(outputs)]
+        run = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
         if run.returncode:
-            raise VerificationError(f"{folder} does not load in a fresh interpreter:\n{run.stderr.strip()}")
-        return json.loads(run.stdout.splitlines()[-1]), load_file(outputs)
+            raise VerificationError(f"{source} does not load in a fresh interpreter:\n{run.stderr.strip()}")
+        report = json.loads(run.stdout.splitlines()[-1])
+        different = [name for name, sha256 in report["code"].items() if sha256 != sha256_of(folder / name)]
+        if different:
+            raise VerificationError(f"the code that ran is not that of {folder}: {', '.join(different)}")
+        return report, load_file(outputs)
 
 
 def fresh_environment(scratch: str | Path) -> dict[str, str]:
@@ -128,8 +143,10 @@ def describe(folder: Path, reference: Path, report: dict) -> list[str]:
         f"libraries  {libraries}",
         f"reference  {reference}",
     ]
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return lines + [f"sha256     {sha256_of(path)}  {path.name}" for path in files]
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        ran = "  (ran)" if path.name in report["code"] else ""
+        lines.append(f"sha256     {sha256_of(path)}  {path.name}{ran}")
+    return lines
 
 
 def compare(outputs: dict, expected: dict, tolerance: float) -> tuple[list[str], bool]:

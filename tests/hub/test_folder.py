@@ -1,5 +1,7 @@
 """Model folders: the published code is the code of the checkout, and a folder is whole or absent."""
 
+import re
+
 import pytest
 
 from hub_configs.folder import check_output, code_files, new_folder, write_model_code
@@ -7,11 +9,18 @@ from hub_configs.folder import check_output, code_files, new_folder, write_model
 from ..conftest import ROOT
 
 
-def test_published_code_is_modeling_byte_for_byte_without_its_init(tmp_path):
+def test_published_code_is_what_the_model_imports_byte_for_byte(tmp_path):
     write_model_code(tmp_path)
     published = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert published == {p.name: p.read_bytes() for p in (ROOT / "modeling").glob("*.py") if p.name != "__init__.py"}
-    assert "modeling_strandbert.py" in published
+    assert published == {name: (ROOT / "modeling" / name).read_bytes() for name in published}
+    assert {"modeling_strandbert.py", "configuration_strandbert.py", "alibi_attention.py"} <= set(published)
+    assert not {"__init__.py", "doctor.py"} & set(published)  # they serve the installed package
+
+
+def test_the_main_file_imports_every_published_file_itself():
+    main = (ROOT / "modeling" / "modeling_strandbert.py").read_text()
+    imported = set(re.findall(r"^from \.(\w+) import", main, flags=re.MULTILINE))
+    assert imported == {path.stem for path in code_files()} - {"modeling_strandbert"}  # transformers 4 follows one step
 
 
 def test_published_code_imports_nothing_of_the_project():

@@ -1,0 +1,76 @@
+"""Checkpoints by their Hub name: the data files of a repository, never its code."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .checkpoint import ConversionError
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+DATA_FILES = ("*.json", "*.safetensors", "*.bin")
+
+
+def local_folder(source: str | Path, revision: str | None = None, api: HfApi | None = None) -> Path:
+    """
+    `source` itself when it is a folder; when it is a Hub name ("org/name"), the folder its data files are cached in.
+
+    Code of the repository is not downloaded. .bin files are left out where there are safetensors.
+
+    Raises:
+        ConversionError: neither a folder nor a repository that can be read, or a repository whose listing names files
+            outside of it.
+    """
+    if Path(source).is_dir():
+        return Path(source).resolve()
+    if not HUB_NAME.fullmatch(str(source)):
+        raise ConversionError(f"{source} is not a folder (or, to download it, a Hub name like org/name)")
+    api, name = api or HfApi(), str(source)
+    place = {"endpoint": api.endpoint, "token": api.token}
+    try:
+        files = [file.path for file in api.list_repo_tree(name, recursive=True, revision=revision)]
+        check_listing(name, files)
+        safetensors = any(path.endswith(".safetensors") and "/" not in path for path in files)
+        ignored = ["*.bin", "*.bin.index.json", "*/*"] if safetensors else ["*/*"]
+        patterns = {"allow_patterns": DATA_FILES, "ignore_patterns": ignored}
+        return Path(snapshot_download(name, revision=revision, **patterns, **place))
+    except OfflineModeIsEnabled:
+        return cached_folder(name, revision)
+    except GatedRepoError:
+        raise ConversionError(f"{name} is gated: accept its terms on the Hub, then run `hf auth login`") from None
+    except RevisionNotFoundError:
+        raise ConversionError(f"{name} has no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise ConversionError(
+            f"{name} is neither a folder nor a repository at {api.endpoint} that this token may read; check the name, "
+            "or run `hf auth login` if it is private"
+        ) from None
+    except (EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConversionError(f"{name} could not be downloaded: {error}") from None
+
+
+def cached_folder(name: str, revision: str | None) -> Path:
+    """The folder of an earlier download. Raises ConversionError when there is none."""
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        raise ConversionError(
+            f"{name} is not a folder, and not in the Hub cache either; HF_HUB_OFFLINE=1 forbids downloading it"
+        ) from None
+
+
+def check_listing(name: str, files: list[str]) -> None:
+    """Raise ConversionError when a repository's listing names a file that would be written outside its folder."""
+    for path in files:
+        parts = PurePosixPath(path.replace("\\", "/")).parts
+        if not parts or ".." in parts or parts[0] == "/" or ":" in parts[0]:
+            raise ConversionError(f"{name} is refused: its listing names {path!r}, a path outside the repository")

@@ -1,0 +1,277 @@
+"""
+Make a self-contained Hub repository of a trained model, check it as a stranger would load it, and upload it.
+
+    python -m hub_configs.publish --model my_model --name strandbert-tiny --output published
+    python -m hub_configs.publish --model my_model --name strandbert-tiny --output published --push my-group/my-model
+
+--model is a folder of ours: written by run_mlm.py, run_classification.py, hub_configs.convert or save_pretrained.
+--name is a table of hub_configs/models.toml, which says what the card says; for a model of your own add a table.
+
+OUTPUT receives the model's code byte for byte, config.json, tokenizer, model.safetensors, reference outputs, README.md
+(the card), LICENSE and requirements.txt. Before it appears it is loaded from a simulated Hub cache, offline, in a fresh
+interpreter that cannot see this checkout, and its outputs are compared with those of --model.
+
+Without --push nothing is uploaded. With it the folder becomes one commit of the repository and gets the tag v<version>;
+the repository is made if there is none. One that already has files is only changed with --update. The token is the one
+of `hf auth login` or $HF_TOKEN.
+"""
+
+import argparse
+import inspect
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from safetensors.torch import load_file
+from torch import Tensor
+
+import modeling
+from modeling.configuration_strandbert import AUTO_MAP
+
+from .card import ROOT, CardError, card, read_models
+from .checkpoint import ConversionError, read_json, read_weights
+from .convert import check_written_weights, checked_tokenizer, checked_weights, model_class_of
+from .folder import check_output, code_files, new_folder, sha256_of, write_model_folder
+from .reference import write_reference
+from .verify import TOLERANCE, VerificationError, compare, describe, load_in_fresh_interpreter
+
+SAME = 1e-5  # of the largest output of the source model: both run the same code, on other numbers of threads
+SOURCE_ONLY = re.compile(r"_.*|transformers_version|use_cache")  # settings of a config.json that are not published
+LOCAL_PATH = re.compile(
+    r"(?:(?<![\w/.:-])/(?:home|root|Users|tmp|var|mnt|data|scratch|work|opt)/|\b[A-Za-z]:\\)[\w.\\/-]+"
+)
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+class PublishError(RuntimeError):
+    """A model that cannot be published, or an upload that did not happen; the message says what to do."""
+
+
+def publish(
+    model: str | Path, name: str, output: str | Path, overwrite: bool = False, repository: str | None = None
+) -> list[str]:
+    """
+    Write the folder of a repository and check it; returns the lines of the report.
+
+    repository: the Hub name that the card's examples load (default: the model's name).
+
+    Raises:
+        PublishError: no such table, or a folder that must not leave this machine; ConversionError: the model's files do
+        not fit; VerificationError: it does not load alone, or not with the source's outputs. OUTPUT then is not made.
+    """
+    source, output = Path(model).resolve(), Path(output).absolute()
+    row = model_row(name)
+    check_output(output, overwrite)
+    if output == source or output in source.parents:
+        raise PublishError(f"--output {output} would replace --model {source}; choose another folder")
+    weights, config = read_source(source)
+    with new_folder(output, overwrite) as folder:
+        write_model_folder(folder, config, weights, checked_tokenizer(source / "tokenizer.json", config))
+        check_written_weights(folder / "model.safetensors", weights)
+        (folder / "README.md").write_text(card(name, row, config, repository), encoding="utf-8")
+        (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n")
+        shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
+        reference = write_reference(folder)
+        check_nothing_private(folder, source)
+        report = compare_with_source(folder, source, reference, repository or f"local/{name}")
+        return [text.replace(str(folder), str(output)) for text in report]
+
+
+def model_row(name: str) -> dict:
+    """The table of models.toml. Raises PublishError naming those there are."""
+    models = read_models()
+    if name not in models:
+        raise PublishError(
+            f"--name {name}: hub_configs/models.toml has no such table, only {', '.join(models)}. Add [{name}] with "
+            "the same keys; its card is made from them"
+        )
+    return models[name]
+
+
+def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
+    """Weights and config.json of a folder of ours, as they are published. Raises ConversionError."""
+    config = read_json(source / "config.json")
+    if config.get("model_type") != modeling.StrandBertConfig.model_type:
+        raise ConversionError(
+            f"{source} is not a StrandBERT folder (model_type is {config.get('model_type')!r}); convert it first: "
+            f"python -m hub_configs.convert {source} OUTPUT"
+        )
+    weights = read_weights(source)
+    model_class = model_class_of(weights)
+    config = {key: value for key, value in config.items() if not SOURCE_ONLY.fullmatch(key)}
+    settings = inspect.signature(modeling.StrandBertConfig.__init__).parameters.values()
+    defaults = {setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty}
+    config = {**defaults, **config, "architectures": [model_class.__name__], "auto_map": dict(AUTO_MAP)}
+    return checked_weights(weights, config, model_class), config
+
+
+def requirements() -> list[str]:
+    """What the published code needs, as pyproject.toml states it."""
+    text = (ROOT / "pyproject.toml").read_text()
+    dependencies = re.search(r"^dependencies = \[(.*?)^\]", text, flags=re.DOTALL | re.MULTILINE).group(1)
+    return re.findall(r'"([^"]+)"', dependencies)
+
+
+def check_nothing_private(folder: Path, source: Path) -> None:
+    """Raise PublishError for a path of this machine in a text file, or a file that is a pickle."""
+    here = {str(source), str(Path.home()), str(ROOT), tempfile.gettempdir()} - {"/"}
+    code = {path.name for path in code_files()}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            if file.read(4).startswith(PICKLES):
+                raise PublishError(f"{path.name} is a pickle or a zip file; nothing of the kind is published")
+        if path.suffix in (".safetensors", ".onnx") or path.name in (*code, "tokenizer.json"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        found = [match.group() for match in LOCAL_PATH.finditer(text)] + [part for part in here if part + "/" in text]
+        if found:
+            raise PublishError(f"{path.name} holds a path of this machine, {found[0]}; change it in {source}")
+
+
+def compare_with_source(folder: Path, source: Path, reference: Path, repository: str) -> list[str]:
+    """
+    Load the folder under its Hub name in a fresh interpreter; compare with the reference and with the source model.
+
+    Raises VerificationError when an output differs.
+    """
+    report, outputs = load_in_fresh_interpreter(folder, reference, as_repository=repository)
+    lines = describe(folder, reference, report)
+    for expected, what, tolerance in (
+        (load_file(reference), "plain float64 arithmetic", TOLERANCE),
+        (source_outputs(source, load_file(reference)), f"the model in {source.name}", SAME),
+    ):
+        differences, failed = compare(outputs, expected, tolerance)
+        lines += [f"compared with {what}:", *differences]
+        if failed:
+            raise VerificationError("\n".join([*lines, "the published folder does NOT give these outputs"]))
+    return [*lines, f"{repository} loads from an offline Hub cache and gives the outputs of {source.name}"]
+
+
+def source_outputs(source: Path, reference: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs of the source model on the reference's input: last_hidden_state at real tokens, and logits."""
+    architecture = read_source(source)[1]["architectures"][0]
+    model = getattr(modeling, architecture).from_pretrained(source, dtype=torch.float32).eval()
+    tokens = reference["attention_mask"].bool()
+    with torch.no_grad():
+        output = model(reference["input_ids"], reference["attention_mask"], output_hidden_states=True)
+    found = {"last_hidden_state": output.hidden_states[-1][tokens]}
+    if "logits" in output:
+        found["logits"] = output.logits[tokens] if output.logits.dim() == 3 else output.logits
+    return found
+
+
+# ---- upload
+
+
+def upload(folder: Path, repository: str, tag: str, api: HfApi, update: bool = False, private: bool = False) -> str:
+    """
+    Make the repository hold exactly this folder, in one commit with a tag; returns the commit's id.
+
+    The commit names its parent, so that a commit made meanwhile by someone else raises. Files of the repository that
+    the folder lacks are deleted, except .gitattributes. Afterwards the listing of the commit is compared, hash by hash.
+
+    Raises PublishError saying what is wrong and what the repository holds now.
+    """
+    try:
+        api.whoami()
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise PublishError(f"{api.endpoint} does not accept the token: {error}; run `hf auth login`") from None
+    head, present = current_state(api, repository)
+    if set(present) - {".gitattributes"} and not update:
+        raise PublishError(f"{repository} exists and holds {len(present)} files; pass --update to replace them")
+    if head and tag in [ref.name for ref in api.list_repo_refs(repository).tags]:
+        raise PublishError(f"{repository} already has the tag {tag}; raise `version` in hub_configs/models.toml")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+    operations += [CommitOperationDelete(name) for name in present if name not in (*files, ".gitattributes")]
+    try:
+        if head is None:
+            api.create_repo(repository, private=private)
+            head, _ = current_state(api, repository)
+        commit = api.create_commit(repository, operations, commit_message=f"Publish {tag}", parent_commit=head)
+    except Exception as error:  # http, network, disk: each client version has its own types
+        raise PublishError(upload_failure(repository, error)) from error
+    check_uploaded(api, repository, commit.oid, files)
+    try:
+        api.create_tag(repository, tag=tag, revision=commit.oid)
+    except HfHubHTTPError as error:
+        raise PublishError(
+            f"commit {commit.oid} is published and complete, but the tag {tag} could not be set ({error})"
+        ) from error
+    return commit.oid
+
+
+def current_state(api: HfApi, repository: str) -> tuple[str | None, dict]:
+    """Newest commit of a repository and its files by path; (None, {}) when there is no repository."""
+    try:
+        head = api.model_info(repository).sha
+        return head, {file.path: file for file in api.list_repo_tree(repository, recursive=True, revision=head)}
+    except RepositoryNotFoundError:
+        return None, {}
+    except HfHubHTTPError as error:
+        raise PublishError(f"{repository} cannot be read: {error}") from None
+
+
+def upload_failure(repository: str, error: Exception) -> str:
+    """One sentence for each way in which an upload fails; a commit is whole or absent."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 412:
+        reason = "someone else has changed it meanwhile; look at the change, then run again with --update"
+    elif status in (401, 403):
+        reason = "this token may not write there; use one with write access"
+    else:
+        reason = f"{error}; run the same command again, large files that have arrived are not sent twice"
+    return f"nothing was published in {repository} (it holds what it held before): {reason}"
+
+
+def check_uploaded(api: HfApi, repository: str, commit: str, files: dict[str, Path]) -> None:
+    """Raise PublishError unless the commit lists exactly these files, large ones with the same SHA-256."""
+    listed = {file.path: file for file in api.list_repo_tree(repository, recursive=True, revision=commit)}
+    listed.pop(".gitattributes", None)
+    different = sorted(set(listed) ^ set(files))
+    for name in set(listed) & set(files):
+        lfs = listed[name].lfs
+        wrong = lfs.sha256 != sha256_of(files[name]) if lfs else listed[name].size != files[name].stat().st_size
+        different += [name] if wrong else []
+    if different:
+        raise PublishError(f"commit {commit} of {repository} differs from the folder: {', '.join(different)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hub_configs.publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--name", required=True, help="table of hub_configs/models.toml")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing OUTPUT")
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload to this repository")
+    parser.add_argument("--update", action="store_true", help="allow --push to change a repository that has files")
+    parser.add_argument("--private", action="store_true", help="a repository that --push makes is private")
+    options = parser.parse_args(arguments)
+    if options.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", options.push):
+        parser.error(f"--push {options.push}: give it as ORG/NAME")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        print("\n".join(publish(options.model, options.name, options.output, options.overwrite, options.push)))
+        print(f"wrote {options.output}")
+        if not options.push:
+            print("nothing was uploaded; add --push ORG/NAME to publish it")
+            return 0
+        tag = f"v{model_row(options.name)['version']}"
+        commit = upload(options.output, options.push, tag, HfApi(), options.update, options.private)
+    except (PublishError, CardError, ConversionError, VerificationError, OSError) as error:
+        print(f"not published: {error}", file=sys.stderr)
+        return 1
+    print(f"published {options.push} at {tag}, commit {commit}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
