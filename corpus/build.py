@@ -23,6 +23,7 @@ from corpus.genome_task import GenomeTask, report_path
 from corpus.kmers import SAMPLED, K
 from corpus.recipe import Genome, Recipe, RecipeError, read_genomes, read_recipe
 from corpus.shards import file_sha256
+from corpus.variants import VariantError
 from training.storage import StorageError, check_writable, writing_into
 
 FORMAT_VERSION = 1
@@ -46,7 +47,7 @@ def build(recipe: Recipe, genomes: list[Genome], output: str | Path, executor: s
     """
     output = Path(output)
     check_writable(output, "--output")
-    with writing_into(output, lambda: "make room and give the same command again; it goes on where it stopped"):
+    with writing_into(output, lambda: "then give the same command again, it goes on where it stopped"):
         task = GenomeTask(recipe, genomes, output, output / WORK)
         _keep_plan(recipe, genomes, output)
         run_tasks(task, len(genomes), output / WORK, executor, **options)
@@ -87,7 +88,7 @@ def _plan(recipe: Recipe, genomes: list[Genome]) -> dict:
         settings["tokenizer"] = file_sha256(folder / "tokenizer.json" if folder.is_dir() else folder)
     files = [
         [genome.species, genome.category, genome.source, genome.bases, genome.repeats]
-        + [path and path.stat().st_size for path in (genome.path, genome.vcf)]
+        + [path.stat().st_size for path in (genome.path, *genome.vcf_files)]
         for genome in genomes
     ]
     return {"format": FORMAT_VERSION, **settings, "files": files}
@@ -148,7 +149,7 @@ def _check_contigs(recipe: Recipe, manifest: dict):
     found = {name for report in manifest["genomes"] for name in report["held_out_contigs"]}
     for name in recipe.validation_contigs:
         if name not in found:
-            raise CorpusError(f"validation_contigs: {name!r} is a contig of no genome; correct it and start over")
+            raise CorpusError(f"validation_contigs: no sequence is of a contig {name!r}; correct it and start over")
 
 
 def _write_json(path: Path, content: dict):
@@ -193,7 +194,7 @@ def main(arguments: list[str] | None = None):
         genomes = read_genomes(recipe, args.genomes)
         slurm = {"partition": args.slurm_partition, "time": args.slurm_time} if args.executor == "slurm" else {}
         manifest = build(recipe, genomes, args.output, args.executor, workers=args.workers, **slurm)
-    except (RecipeError, CorpusError, FastaError, StorageError) as error:
+    except (RecipeError, CorpusError, FastaError, VariantError, StorageError) as error:
         sys.exit(f"corpus.build: {error}")
     if manifest is None:
         print("Submitted. When the jobs are done, give the same command again: it checks them and writes manifest.json")

@@ -2,19 +2,18 @@
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from corpus.contigs import Contig, read_contigs
+from corpus import dnabert2, dnagrinder
+from corpus.findings import Findings
 from corpus.kmers import sampled_kmers
-from corpus.recipe import Dnabert2Recipe, Genome, Recipe
-from corpus.sequences import Sequences, apply_strand, join, to_arrow
-from corpus.shards import GROUP_BASES, ShardWriter, file_sha256
-from corpus.windows import fixed_windows, random_stream
+from corpus.recipe import Genome, Recipe
+from corpus.sequences import apply_strand, to_arrow
+from corpus.shards import ShardWriter, file_sha256
+from corpus.windows import random_stream
 
 SPLITS = ("train", "validation")
 
@@ -63,27 +62,28 @@ def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: P
     """
     stem = f"{rank:05d}-{''.join(c if c.isalnum() else '_' for c in genome.species)}"
     encoder = _load_encoder(recipe)
-    holds_out = bool(recipe.validation_species or recipe.validation_contigs)
-    by_tokens = encoder is not None and not isinstance(recipe, Dnabert2Recipe)
+    by_tokens = encoder is not None and recipe.recipe == "dnagrinder"
     writers = {
         split: ShardWriter(output / split, work / "partial", stem, recipe.shard_bases, by_tokens) for split in SPLITS
     }
+    holds_out = bool(recipe.validation_species or recipe.validation_contigs)
     kmers: dict[str, list] = {split: [] for split in SPLITS}
-    counts, held_out_contigs, notes = Counter(), [], []
+    findings, held_out_contigs, random = Findings(), {}, {}
+    make_sequences = {"dnabert2": dnabert2, "dnagrinder": dnagrinder}[recipe.recipe].make_sequences
     try:
-        for contig, windows in _windows_of_genome(recipe, genome, counts, notes):
-            held_out = genome.species in recipe.validation_species or contig.name in recipe.validation_contigs
+        for contig, sequences in make_sequences(recipe, genome, findings):
             if contig.name in recipe.validation_contigs:
-                held_out_contigs.append(contig.name)
+                held_out_contigs[contig.name] = True
+            held_out = contig.name in held_out_contigs or genome.species in recipe.validation_species
             split = SPLITS[held_out]
-            random = random_stream(recipe.seed, genome.species, genome.source, contig.name, "strand")
-            for sequences in _sequences(contig, windows):
-                sequences = apply_strand(sequences, recipe.strand, random)
-                tokens = encoder.encode_batch(sequences.split()) if encoder else None
-                table = to_arrow(sequences, genome.species, genome.category, contig.name, tokens)
-                writers[split].write(table, len(sequences.letters))
-                if holds_out:
-                    kmers[split].append(sampled_kmers(sequences.letters, sequences.offsets))
+            if contig.name not in random:
+                random = {contig.name: random_stream(recipe.seed, genome.species, genome.source, contig.name, "strand")}
+            sequences = apply_strand(sequences, recipe.strand, random[contig.name])
+            tokens = encoder.encode_batch(sequences.split()) if encoder else None
+            table = to_arrow(sequences, genome.species, genome.category, contig.name, tokens)
+            writers[split].write(table, len(sequences.letters))
+            if holds_out:
+                kmers[split].append(sampled_kmers(sequences.letters, sequences.offsets))
         for writer in writers.values():
             writer.close()
     except BaseException:
@@ -94,20 +94,27 @@ def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: P
         if holds_out and writer.rows:
             _save_kmers(work / "kmers" / f"{rank:05d}-{split}.npy", kmers[split])
     if not any(writer.rows for writer in writers.values()):
-        notes.append("no sequence was made of it; its contigs or its runs of ACGT are too short")
+        findings.notes.append("no sequence was made of it; its contigs or its runs of ACGT are too short")
+    return _report(genome, findings, list(held_out_contigs), writers)
+
+
+def _report(genome: Genome, findings: Findings, held_out_contigs: list[str], writers: dict[str, ShardWriter]) -> dict:
+    counts = {
+        split: {"sequences": writer.rows, "bases": writer.bases, "tokens": writer.tokens}
+        for split, writer in writers.items()
+        if writer.rows
+    }
     return {
         "species": genome.species,
         "category": genome.category,
         "source": genome.source,
         "sha256": file_sha256(genome.path),
-        **counts,
-        "splits": {
-            split: {"sequences": writer.rows, "bases": writer.bases, "tokens": writer.tokens}
-            for split, writer in writers.items()
-            if writer.rows
-        },
+        **findings.counts,
+        "splits": counts,
         "held_out_contigs": held_out_contigs,
-        "notes": notes,
+        "notes": findings.notes,
+        "variants": dict(sorted(findings.variants.items())),
+        "repeats": findings.repeats,
         "files": [file for writer in writers.values() for file in writer.files],
     }
 
@@ -118,48 +125,6 @@ def _load_encoder(recipe: Recipe):
     from tokenization.encoder import Encoder
 
     return Encoder.load(recipe.tokenizer)
-
-
-def _windows_of_genome(recipe, genome: Genome, counts: Counter, notes: list) -> Iterator[tuple[Contig, np.ndarray]]:
-    """Each contig with its windows, (count, 2); counts what there was."""
-    chosen = _sample(recipe, genome, notes) if genome.bases else None
-    first = 0
-    for contig in read_contigs(genome.path):
-        counts["contigs"] += 1
-        counts["contig_bases"] += len(contig)
-        counts["acgt_bases"] += int(np.diff(contig.acgt).sum())
-        counts["soft_masked_bases"] += int(np.diff(contig.soft_masked).sum())
-        windows = fixed_windows(contig.acgt, recipe.window, recipe.shortest or recipe.window)
-        if chosen is not None:
-            first, last = first + len(windows), first
-            windows = windows[chosen[last:first]]
-        yield contig, windows
-
-
-def _sample(recipe: Dnabert2Recipe, genome: Genome, notes: list) -> np.ndarray:
-    """Which windows of a genome to take so that they hold `genome.bases` bp: boolean, in the order of the file."""
-    lengths = [
-        np.diff(fixed_windows(contig.acgt, recipe.window, recipe.shortest or recipe.window))[:, 0]
-        for contig in read_contigs(genome.path)
-    ]
-    lengths = np.concatenate(lengths)
-    order = random_stream(recipe.seed, genome.species, genome.source, "sample").permutation(len(lengths))
-    enough = int(np.searchsorted(np.cumsum(lengths[order]), genome.bases)) + 1
-    if enough > len(lengths):
-        notes.append(f"{genome.bases:,} bp were asked for, its windows hold {lengths.sum():,}")
-    chosen = np.zeros(len(lengths), bool)
-    chosen[order[:enough]] = True
-    return chosen
-
-
-def _sequences(contig: Contig, windows: np.ndarray) -> Iterator[Sequences]:
-    """The windows of a contig in pieces of a row group."""
-    piece = np.cumsum(windows[:, 1] - windows[:, 0]) // GROUP_BASES
-    for part in np.split(windows, np.flatnonzero(np.diff(piece)) + 1) if len(windows) else []:
-        start, end = part.T
-        letters, offsets = join([contig.cut(s, e) for s, e in zip(start.tolist(), end.tolist(), strict=True)])
-        share = contig.soft_masked_bases(start, end) / (end - start)
-        yield Sequences(letters, offsets, start, end, np.zeros(len(start), bool), share)
 
 
 def _save_kmers(path: Path, kmers: list[np.ndarray]):

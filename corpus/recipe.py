@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import glob
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 STRANDS = ("forward", "random", "both")
 REPEATS = ("keep", "filter")
 REQUIRED_COLUMNS = ("species", "category", "path")
-OPTIONAL_COLUMNS = {"dnabert2": ("bases",), "dnagrinder": ("repeats", "vcf")}
+OPTIONAL_COLUMNS = {"dnabert2": ("accession", "bases"), "dnagrinder": ("accession", "repeats", "vcf")}
 
 
 class RecipeError(ValueError):
@@ -27,7 +28,15 @@ class Genome:
     source: str  # the path as the table has it
     bases: int | None = None  # bp to sample (dnabert2); None: all
     repeats: str = "keep"  # keep or filter (dnagrinder)
-    vcf: Path | None = None  # phased variants of many individuals (dnagrinder)
+    vcf: str | None = None  # path of phased variants of many individuals (dnagrinder); {contig} stands for the name
+
+    @property
+    def vcf_files(self) -> list[Path]:
+        """The files of variants that there are, in the order of their names."""
+        if self.vcf is None:
+            return []
+        path = Path(self.vcf)
+        return sorted(path.parent.glob(glob.escape(path.name).replace("{contig}", "*")))
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,8 @@ def _genome(row: dict[str, str], folder: Path) -> Genome:
     if row.get(""):
         raise RecipeError("more fields than the header has; put fields with commas into quotes")
     for column in REQUIRED_COLUMNS:
-        _require(row[column].strip(), column, row[column], "text")
+        advice = "text" if column != "path" else "the file of the genome; download it, or remove the row"
+        _require(row[column].strip(), column, row[column], advice)
     bases = row.get("bases", "").strip().replace("_", "")
     try:
         bases = int(float(bases)) if bases else None
@@ -223,16 +233,20 @@ def _genome(row: dict[str, str], folder: Path) -> Genome:
         row["path"].strip(),
         bases,
         repeats,
-        folder / vcf if vcf else None,
+        str(folder / vcf) if vcf else None,
     )
-    for path in (genome.path, genome.vcf):
-        if path is not None and not path.is_file():
-            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise RecipeError(
-                f"{path}: no such file{_near(path.name, siblings)} (paths are relative to --genomes, or without it "
-                "to the table)"
-            )
+    if not genome.path.is_file():
+        raise _missing(genome.path)
+    if genome.vcf and not genome.vcf_files:
+        raise _missing(Path(genome.vcf))
     return genome
+
+
+def _missing(path: Path) -> RecipeError:
+    siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    return RecipeError(
+        f"{path}: no such file{_near(path.name, siblings)} (paths are relative to --genomes, or else to the table)"
+    )
 
 
 def _near(name: str, known) -> str:

@@ -1,9 +1,13 @@
 """Sequences with where they come from: the rows of a corpus."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+
+from corpus.contigs import Contig
+from corpus.shards import GROUP_BASES
 
 COMPLEMENT = bytes.maketrans(b"ACGTN", b"TGCAN")
 
@@ -53,6 +57,21 @@ class Sequences:
 def join(parts: list[bytes]) -> tuple[bytes, np.ndarray]:
     """Letters end to end, and where each part begins (int64, one more than parts)."""
     return b"".join(parts), np.concatenate(([0], np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))))
+
+
+def groups(windows: np.ndarray) -> Iterator[np.ndarray]:
+    """Windows (count, 2) in pieces that hold about a row group's bp each."""
+    group = np.cumsum(windows[:, 1] - windows[:, 0]) // GROUP_BASES
+    return (part for part in np.split(windows, np.flatnonzero(np.diff(group)) + 1) if len(part))
+
+
+def reference_sequences(contig: Contig, windows: np.ndarray) -> Iterator[Sequences]:
+    """The bases of windows (count, 2) that lie within runs of ACGT, a row group at a time."""
+    for part in groups(windows):
+        start, end = part.T
+        letters, offsets = join([contig.cut(s, e) for s, e in part.tolist()])
+        share = contig.soft_masked_bases(start, end) / (end - start)
+        yield Sequences(letters, offsets, start, end, np.zeros(len(part), bool), share)
 
 
 def reverse_complement(sequence: bytes) -> bytes:

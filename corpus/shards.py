@@ -38,7 +38,7 @@ class ShardWriter:
         self._pending_bases = 0
         self._writer: pq.ParquetWriter | None = None
         self._shard_rows = self._shard_bases = 0
-        self._spool = _Spool(temporary / f"{stem}.arrow") if by_tokens else None
+        self._spool = _Spool(temporary / f"{folder.name}-{stem}.arrow") if by_tokens else None
         for directory in (folder, temporary):
             directory.mkdir(parents=True, exist_ok=True)
 
