@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .key_ranges import band_widths
+from .short_attention import short_attention, takes_short_attention
 from .triton_attention import triton_attention
 from .triton_attention import unavailable_reason as triton_problem
 from .unpadding import SequenceLayout
@@ -297,6 +298,8 @@ def _sdpa_toeplitz(query: Tensor, key: Tensor, value: Tensor, distances: Tensor,
     """Dense attention of (batch, length, heads, head_dim); distances centred on index (size - 1) / 2."""
     length = query.shape[1]
     bias = _toeplitz_view(distances, length, length, (distances.shape[1] + 1) // 2 - length)
+    if takes_short_attention(query, key, value, dropout_p):
+        return short_attention(query, key, value, bias[0].flip(1))
     output = F.scaled_dot_product_attention(
         query.flip(1).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, dropout_p=dropout_p
     )
