@@ -8,8 +8,12 @@ import torch
 
 
 def bytes_per_token(config, dtype: torch.dtype) -> int:
-    """Peak memory of a forward pass without gradients, beyond the weights, for each token of a long sequence."""
-    return 12 * config.hidden_size * dtype.itemsize
+    """
+    Peak memory of a forward pass without gradients, beyond the weights, for each token of a long sequence.
+
+    Measured on a CPU at 100,000 tokens: 54 bytes per hidden unit in fp32, 40 in bf16, whose attention adds up in fp32.
+    """
+    return (24 + 8 * dtype.itemsize) * config.hidden_size
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -1,0 +1,251 @@
+"""
+Long jobs over many sequences: block by block, each written when it is done, so that nothing is computed twice.
+
+The input is read twice: first to check all of it and to know how much there is, then to compute. Blocks follow from the
+input alone, so the result does not depend on interruptions or on the number of processes. Finished blocks wait in
+OUTPUT.parts and become OUTPUT at the end.
+"""
+
+import csv
+import datetime
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from inference.reading import SequenceRecord
+from tokenization.tokenizer_files import write_text_atomically
+from training.storage import check_writable, writing_into
+
+BLOCK_BASES = 1 << 18  # bp; a block ends with the record that reaches this
+BLOCK_RECORDS = 4096
+MATRIX_SUFFIXES = (".npy", ".safetensors")
+
+
+class JobError(ValueError):
+    """A job that cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first reading found: sequences, bp, letters N, bp of each block, digest of names and letters."""
+
+    sequences: int
+    bases: int
+    ambiguous: int
+    block_bases: list[int]
+    digest: str
+
+
+def processes(cpu: bool) -> PartialState:
+    """This process among those that accelerate launched; a process may wait a week for the others."""
+    return PartialState(cpu=cpu, timeout=datetime.timedelta(weeks=1))
+
+
+def blocks(records: Iterator[SequenceRecord]) -> Iterator[list[SequenceRecord]]:
+    """Consecutive records, up to BLOCK_RECORDS or until BLOCK_BASES are reached."""
+    block, bases = [], 0
+    for record in records:
+        block.append(record)
+        bases += _bases(record)
+        if bases >= BLOCK_BASES or len(block) == BLOCK_RECORDS:
+            yield block
+            block, bases = [], 0
+    if block:
+        yield block
+
+
+def survey(records: Iterator[SequenceRecord]) -> Survey:
+    """Read everything once; raises what the reader raises, before anything has been computed."""
+    sequences = ambiguous = 0
+    block_bases = []
+    digest = hashlib.blake2b(digest_size=16)
+    for block in blocks(tqdm(records, desc="checking the input", unit=" sequences", unit_scale=True, delay=2)):
+        for record in block:
+            for text in (record.name.encode(), record.sequence, record.pair or b""):
+                digest.update(len(text).to_bytes(8, "little") + text)
+            ambiguous += record.sequence.count(b"N") + (record.pair or b"").count(b"N")
+        sequences += len(block)
+        block_bases.append(sum(map(_bases, block)))
+    return Survey(sequences, sum(block_bases), ambiguous, block_bases, digest.hexdigest())
+
+
+def run(
+    output: str | Path,
+    settings: dict,
+    read: Callable[[], Iterator[SequenceRecord]],
+    compute: Callable[[int, list[SequenceRecord]], Iterator[pyarrow.Table]],
+    state: PartialState,
+    overwrite: bool = False,
+) -> Survey:
+    """
+    Compute every block that is not there yet, then write the output (main process).
+
+    Args:
+        output: .parquet, .csv or .tsv with the tables' columns; .npy or .safetensors with their column "embedding" as a
+            matrix, and OUTPUT.index.tsv beside it.
+        settings: everything that the result depends on beside the sequences; JSON values.
+        read: the records, from the start at every call.
+        compute: tables of a block, given the number of its first record (from 0) and its records; with the columns
+            "name" and "record" (that number) at least.
+        state: of `processes`; process i of n computes the blocks i, i + n, ...
+
+    Raises:
+        JobError: the output exists; an interrupted job with other settings is in the way.
+        training.storage.StorageError: the output cannot be written.
+    """
+    output = Path(output)
+    check_writable(output.parent, "--output")
+    if output.exists() and not overwrite:
+        raise JobError(f"{output} already exists; choose another --output or pass --overwrite")
+    found = survey(read())
+    parts = output.with_name(output.name + ".parts")
+    with writing_into(output.parent, lambda: "what was finished is kept; free space and start the same command again"):
+        if state.is_main_process:
+            _start_or_resume(parts, {**settings, **{k: v for k, v in asdict(found).items() if k != "block_bases"}})
+        state.wait_for_everyone()
+        _compute_blocks(parts, found, read, compute, state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            paths = [_part(parts, number) for number in range(len(found.block_bases))]
+            _write_output(output, paths)
+            shutil.rmtree(parts)
+    state.wait_for_everyone()
+    return found
+
+
+def _bases(record: SequenceRecord) -> int:
+    return len(record.sequence) + len(record.pair or b"")
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:08d}.parquet"
+
+
+def _start_or_resume(folder: Path, settings: dict):
+    settings = json.loads(json.dumps(settings))
+    file = folder / "job.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+        if changed:
+            shown = "; ".join(f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in changed)
+            raise JobError(
+                f"{folder} holds an interrupted job with other settings: {shown}. Delete that folder to start anew"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise JobError(f"{folder} is in the way: it is not a folder of an interrupted job; remove it")
+    folder.mkdir(exist_ok=True)
+    write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _compute_blocks(parts: Path, found: Survey, read, compute, state: PartialState):
+    """Write the parts of this process that are missing."""
+    mine = range(state.process_index, len(found.block_bases), state.num_processes)
+    missing = [number for number in mine if not _part(parts, number).is_file()]
+    total = sum(found.block_bases[number] for number in mine)
+    done = total - sum(found.block_bases[number] for number in missing)
+    options = {"unit": "bp", "unit_scale": True, "smoothing": 0.05, "disable": not state.is_main_process}
+    with tqdm(total=total, initial=done, desc="computing", **options) as progress:
+        first = 0
+        for number, block in enumerate(blocks(read())):
+            if not missing:
+                break
+            if number == missing[0]:
+                del missing[0]
+                with _replacing(_part(parts, number)) as temporary:
+                    _write_parquet(temporary, compute(first, block))
+                progress.update(found.block_bases[number])
+            first += len(block)
+
+
+def _write_parquet(path: Path, tables: Iterator[pyarrow.Table]):
+    writer = None
+    for table in tables:
+        if writer is None:
+            # Only names repeat; vectors do not compress.
+            writer = pyarrow.parquet.ParquetWriter(path, table.schema, use_dictionary=["name"], compression="snappy")
+        writer.write_table(table)
+    writer.close()
+
+
+class _replacing:
+    """A temporary path that becomes `path` when the block ends without an error, and is removed otherwise."""
+
+    def __init__(self, path: Path):
+        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        self.temporary.unlink(missing_ok=True)
+
+
+def _tables(paths: list[Path]) -> Iterator[pyarrow.Table]:
+    for path in paths:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+
+
+def _write_output(output: Path, paths: list[Path]):
+    with _replacing(output) as temporary:
+        if output.suffix == ".parquet":
+            _write_parquet(temporary, _tables(paths))
+        elif output.suffix in MATRIX_SUFFIXES:
+            with _replacing(output.with_name(output.name + ".index.tsv")) as index:
+                _write_matrix(temporary, index, paths, output.suffix)
+        else:
+            options = pyarrow.csv.WriteOptions(delimiter="\t" if output.suffix == ".tsv" else ",")
+            tables = _tables(paths)
+            first = next(tables)
+            with pyarrow.csv.CSVWriter(temporary, first.schema, write_options=options) as writer:
+                writer.write_table(first)
+                for table in tables:
+                    writer.write_table(table)
+
+
+def _write_matrix(path: Path, index: Path, paths: list[Path], suffix: str):
+    """Column "embedding" of all parts as one float32 matrix; name and rows of each record as TSV."""
+    rows = sum(pyarrow.parquet.read_metadata(part).num_rows for part in paths)
+    width = pyarrow.parquet.read_schema(paths[0]).field("embedding").type.list_size
+    with open(path, "wb") as file, open(index, "w", newline="", encoding="utf-8") as index_file:
+        if suffix == ".npy":
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+            np.lib.format.write_array_header_1_0(file, header)
+        else:
+            file.write(_safetensors_header(rows, width))
+        lines = csv.writer(index_file, delimiter="\t", lineterminator="\n")
+        lines.writerow(["name", "first_row", "rows"])
+        first, row, record, name = 0, 0, -1, ""
+        for table in _tables(paths):
+            file.write(table["embedding"].combine_chunks().flatten().to_numpy().astype("<f4").tobytes())
+            records = table["record"].to_numpy()
+            for change in np.flatnonzero(np.diff(records, prepend=record)).tolist():
+                if row + change:
+                    lines.writerow([name, first, row + change - first])
+                first, name = row + change, table["name"][change].as_py()
+            row, record = row + len(records), records[-1]
+        lines.writerow([name, first, row - first])
+
+
+def _safetensors_header(rows: int, width: int) -> bytes:
+    """Header of a safetensors file with the single float32 tensor `embedding` (rows, width)."""
+    entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, 4 * rows * width]}
+    header = json.dumps({"embedding": entry}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
