@@ -34,25 +34,25 @@ class CorpusError(ValueError):
     """A corpus that cannot be built; the message says what to do."""
 
 
-def build(recipe: Recipe, genomes: list[Genome], output: str | Path, executor: str = "local", **options) -> dict | None:
+def build(recipe: Recipe, genomes: list[Genome], output: str | Path, **options) -> dict | None:
     """
     Build the corpus in a folder, or go on with it, and return its manifest; None when a scheduler has taken over.
 
     Args:
-        executor: local, slurm or ray; `options` go to it, see `corpus.executors.run_tasks`.
+        options: executor (local, slurm, ray), workers and more of `corpus.executors.run_tasks`.
 
     Raises:
         CorpusError: the folder holds another corpus; a contig to hold out is in no genome.
         FastaError, StorageError and what a task raises.
     """
-    output = Path(output)
+    output = Path(output).absolute()  # workers on other machines may stand elsewhere
     check_writable(output, "--output")
     with writing_into(output, lambda: "then give the same command again, it goes on where it stopped"):
         task = GenomeTask(recipe, genomes, output, output / WORK)
         _keep_plan(recipe, genomes, output)
-        run_tasks(task, len(genomes), output / WORK, executor, **options)
+        run_tasks(task, len(genomes), output / WORK, **options)
         missing = [rank for rank in range(len(genomes)) if not report_path(output / WORK, rank).exists()]
-        if missing and executor == "slurm":
+        if missing and options.get("executor") == "slurm":
             return None
         if missing:
             raise CorpusError(task.error(missing[0]))
@@ -189,11 +189,15 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--slurm-partition", help="partition of the cluster, with --executor slurm")
     parser.add_argument("--slurm-time", default="24:00:00", help="limit of a task (default: %(default)s)")
     args = parser.parse_args(arguments)
+    if args.workers < 1:
+        parser.error(f"--workers is {args.workers}; it must be 1 or more")
+    if args.executor == "slurm" and not args.slurm_partition:
+        parser.error("--executor slurm needs --slurm-partition; `sinfo` lists the partitions of your cluster")
     try:
         recipe = read_recipe(args.recipe, args.tokenizer)
         genomes = read_genomes(recipe, args.genomes)
         slurm = {"partition": args.slurm_partition, "time": args.slurm_time} if args.executor == "slurm" else {}
-        manifest = build(recipe, genomes, args.output, args.executor, workers=args.workers, **slurm)
+        manifest = build(recipe, genomes, args.output, executor=args.executor, workers=args.workers, **slurm)
     except (RecipeError, CorpusError, FastaError, VariantError, StorageError) as error:
         sys.exit(f"corpus.build: {error}")
     if manifest is None:
