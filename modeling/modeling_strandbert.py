@@ -31,6 +31,7 @@ from .fused_linear import gated_linear, linear
 from .key_ranges import key_ranges  # noqa: F401  transformers 4 copies to its cache only files that this one imports
 from .memory import must_fit  # noqa: F401
 from .nucleotides import token_lengths  # noqa: F401
+from .short_attention import short_attention  # noqa: F401
 from .triton_attention import triton_attention  # noqa: F401
 from .unpadding import SequenceLayout, cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
 
