@@ -42,6 +42,8 @@ FEED_FORWARD_CHUNK = {
     "cuda": 16384,
 }  # tokens per pass where no gradient is needed: bounds memory, fits cache
 
+CPU_GROUP = 2048  # tokens of whole sequences that go through all layers together: their activations stay in cache
+
 
 @dataclass
 class StrandBertUnpaddedOutput(BaseModelOutputWithPooling):
@@ -201,6 +203,17 @@ class StrandBertEncoder(nn.Module):
         num_layers: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Last hidden state (total_tokens, hidden); hidden states and attentions already on the caller's grid."""
+        wants_all = output_hidden_states or output_attentions
+        if hidden_states.device.type == "cpu" and not (wants_all or torch.is_grad_enabled() or is_traced()):
+            last = [
+                self.run_layers(hidden_states[start:end], group, False, False, num_layers)[0]
+                for start, end, group in layout.groups(CPU_GROUP)
+            ]
+            return (last[0] if len(last) == 1 else torch.cat(last)), None, None
+        return self.run_layers(hidden_states, layout, output_hidden_states, output_attentions, num_layers)
+
+    def run_layers(self, hidden_states, layout, output_hidden_states, output_attentions, num_layers):
+        """What `forward` promises, for all tokens at once."""
         # Computed here, from the config alone: a buffer would be left uninitialised by loading on the meta device.
         slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=torch.float32, device=hidden_states.device)
         all_hidden_states = [layout.pad(hidden_states)] if output_hidden_states else []

@@ -58,6 +58,27 @@ class SequenceLayout:
                 starts.setdefault(end - start, []).append(start)
         return starts
 
+    def groups(self, tokens: int) -> list[tuple[int, int, "SequenceLayout"]]:
+        """
+        Runs of whole sequences of at least `tokens` tokens, the last one perhaps of fewer: first token, end, and the
+        layout of these sequences alone, whose tokens are all that `pad` would see.
+        """
+        cuts = [0]
+        for sequence, (_, end) in enumerate(self.boundaries(), start=1):
+            if end - self.boundaries()[cuts[-1]][0] >= tokens or sequence == len(self.boundaries()):
+                cuts.append(sequence)
+        groups = []
+        for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+            start, end = self.boundaries()[low][0], self.boundaries()[high - 1][1]
+            cu_seqlens = self.cu_seqlens[low : high + 1] - start
+            if self.uniform:
+                group = SequenceLayout(high - low, self.length, cu_seqlens, self.length)
+            else:
+                longest = int(cu_seqlens.diff().max())
+                group = SequenceLayout(1, end - start, cu_seqlens, longest, packed=True)
+            groups.append((start, end, group))
+        return groups
+
     def sequence_grid(self) -> tuple[Tensor, Tensor]:
         """
         Token of each place when every sequence stands in a row of its own, at the left: int64 and bool

@@ -64,3 +64,16 @@ def test_packed_input_is_one_row():
 def test_a_max_seqlen_that_is_too_small_is_refused():
     with pytest.raises(ValueError, match="max_seqlen is 2"):
         layout_from_cu_seqlens(1, 5, torch.tensor([0, 5]), 2, "cpu")
+
+
+@pytest.mark.parametrize("lengths", [[5], [0, 3, 0], [4, 4, 4, 4], [1, 9, 2, 2, 2, 0, 7]])
+@pytest.mark.parametrize("tokens", [1, 4, 6, 100])
+def test_groups_are_whole_sequences_in_order(lengths, tokens):
+    boundaries = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    layout = layout_from_cu_seqlens(1, sum(lengths), boundaries, None, "cpu")
+    groups = layout.groups(tokens)
+    found = [length for _, _, group in groups for length in group.cu_seqlens.diff().tolist()]
+    assert found == lengths
+    assert [start for start, _, _ in groups] == [0, *[end for _, end, _ in groups[:-1]]]
+    assert all(end - start >= tokens for start, end, _ in groups[:-1])
+    assert all(group.max_seqlen == group.cu_seqlens.diff().max() for _, _, group in groups)
