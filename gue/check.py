@@ -108,7 +108,10 @@ def _read_rows(task: Task, found: Split, content: bytes):
     columns = [i for i, name in enumerate(header) if name != "label"][:wanted]
     if "label" not in header or len(columns) < wanted or (not task.pair and "sequence" not in header):
         names = "two sequences and label" if task.pair else "sequence,label"
-        found.problems.append(f"{found.path}, line 1: the columns are {','.join(header) or '(none)'}, not {names}")
+        other = next((mark for mark in "\t;|" if len(header) == 1 and mark in header[0]), None)
+        what = f"the columns are {','.join(header) or '(none)'}, not {names}"
+        what = f"the fields are separated by {other!r}, not by commas" if other else what
+        found.problems.append(f"{found.path}, line 1: {what}")
         return
     label = header.index("label")
     columns = columns if task.pair else [header.index("sequence")]

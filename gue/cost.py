@@ -12,6 +12,8 @@ from pathlib import Path
 from gue.check import check_split
 from gue.tasks import find_task
 
+# Of hub_configs with DNABERT-2's own vocabulary: the units of the papers' FLOPs columns.
+COUNTED_FLOPS = {"DNABERT-2": 23_719_809_024, "dnaGrinder": 12_784_472_064}
 SEQUENCES = 100  # of EMP/H3's test split; the one with the median number of tokens is used
 
 

@@ -5,12 +5,14 @@ A row is added under a lock, by writing the file anew under a temporary name and
 """
 
 import csv
+import io
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from tokenization.tokenizer_files import write_text_atomically
 
 COLUMNS = (
     "name model task seed learning_rate settings data test_mcc test_f1 test_accuracy eval_mcc eval_f1 eval_accuracy "
@@ -83,16 +85,8 @@ def append_row(path: Path, row: dict):
     """Add a row, in place of an older one of the same key; the file is replaced as a whole."""
     with locked(path.with_name(path.name + ".lock")):
         rows = [old for old in read_results(path) if row_key(old) != row_key(row)]
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with open(handle, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows([*rows, row])
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_text_atomically(path, text.getvalue())

@@ -27,11 +27,12 @@ from gue.check import is_published, read_content
 from gue.cost import count_cost
 from gue.results import COLUMNS, ResultsError, append_row, locked, read_results, row_key
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
+from tokenization.tokenizer_files import write_text_atomically
 from training.storage import StorageError, check_writable
 
 SCRIPT = Path(__file__).parents[1] / "run_classification.py"
 FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
-WAIT_SECONDS = 5  # between looks at a run that another process has taken
+WAIT_SECONDS = 1  # between looks at a run that another process has taken
 KEPT = ("all_results.json", "settings.json", "log.txt")
 
 
@@ -116,9 +117,7 @@ def _check_same_settings(folder: Path, arguments: argparse.Namespace):
                     "give another --output_dir, or delete that folder"
                 )
         return
-    temporary = note.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, note)
+    write_text_atomically(note, json.dumps(settings, indent=2) + "\n")
 
 
 def make_row(arguments: argparse.Namespace, run: Run, results: dict, cost: dict) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 STAND_IN = '''
-"""Takes the flags of run_classification.py, notes that it ran, and writes numbers that depend on task, seed and rate."""
+"""Flags and results of run_classification.py; the numbers depend on task, seed and learning rate only."""
 import argparse, json, os, sys, time, zlib
 parser = argparse.ArgumentParser()
 for flag in ("task_name", "data_dir", "model_name_or_path", "output_dir", "fail", "count"):

@@ -1,0 +1,176 @@
+"""What a download is checked for, and what the message says."""
+
+import gzip
+
+import pytest
+
+from gue.check import check_task, is_published, leakage, main, read_content, reverse_complement
+from gue.tasks import TASKS, find_task
+from tests.gue.conftest import random_rows, write_split
+
+TF0 = find_task("tf/0")
+
+
+def problems(data_dir, task=TF0):
+    return "\n".join(check_task(task, data_dir).problems)
+
+
+@pytest.fixture
+def train(data_dir):
+    return data_dir / "GUE/tf/0/train.csv"
+
+
+def edit(path, old, new):
+    content = path.read_bytes()
+    assert content.count(old)
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def test_missing_split_is_named(data_dir, train):
+    train.unlink()
+    assert "tf/0: train.csv (or .csv.gz) is missing" in problems(data_dir)
+
+
+def test_wrong_row_count_names_both_numbers(data_dir, train):
+    assert f"{train}: 12 rows; expected are 32,378 (DNABERT-2 paper, table 8)" in problems(data_dir)
+
+
+def test_both_known_covid_sizes_are_expected(data_dir):
+    assert "77,669 (DNABERT-2 paper, table 8) or 73,335" in problems(data_dir, find_task("virus/covid"))
+
+
+def test_gzip_reads_like_plain_text(data_dir, train):
+    before = check_task(TF0, data_dir).splits["train"]
+    train.with_name("train.csv.gz").write_bytes(gzip.compress(train.read_bytes()))
+    train.unlink()
+    after = check_task(TF0, data_dir).splits["train"]
+    assert (after.rows, after.sha256) == (before.rows, before.sha256)
+
+
+def test_damaged_gzip_is_named(data_dir, train):
+    packed = train.with_name("train.csv.gz")
+    packed.write_bytes(gzip.compress(train.read_bytes())[:-20])
+    train.unlink()
+    assert f"{packed}: damaged gzip file" in problems(data_dir)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        (b"sequence,label", b"seq,label", "line 1: the columns are seq,label, not sequence,label"),
+        (b"sequence,label", b"sequence\tlabel", "line 1: the fields are separated by '\\t', not by commas"),
+        (b",1\r\n", b",2\r\n", "label '2' in 1 rows; the labels are 0 to 1"),
+        (b",1\r\n", b",bound\r\n", "label 'bound' in 1 rows"),
+        (b",1\r\n", b",\r\n", "line 3: empty label"),
+        (b",1\r\n", b"\r\n", "line 3: 1 fields instead of 2"),
+        (b",0\r\n", b"Z,0\r\n", "line 2: character 'Z' at position 102 is not a nucleotide"),
+        (b",0\r\n", b"ACGT,0\r\n", "1 rows are longer than 101 bp (longest 105)"),
+        (b",0\r\n", b"\xff,0\r\n", "line 2: byte 0xff is no text"),
+    ],
+)
+def test_damage_is_named_with_file_line_and_value(data_dir, train, old, new, message):
+    edit(train, old, new)
+    assert f"{train}" in problems(data_dir) and message in problems(data_dir)
+
+
+def test_empty_sequence_is_named(data_dir, train):
+    first = train.read_bytes().splitlines()[1]
+    edit(train, first, b",0")
+    assert f"{train}, line 2: empty sequence" in problems(data_dir)
+
+
+def test_many_rows_of_one_kind_are_counted_not_listed(data_dir, train):
+    train.write_bytes(train.read_bytes().replace(b",1\r\n", b",\r\n"))
+    assert problems(data_dir).count("empty label") == 4  # three lines and the count
+    assert "6 rows in all with empty label" in problems(data_dir)
+
+
+def test_missing_class_is_named(data_dir, train):
+    train.write_bytes(train.read_bytes().replace(b",1\r\n", b",0\r\n"))
+    assert f"{train}: no row has label 1" in problems(data_dir)
+
+
+def test_byte_order_mark_and_lower_case_are_read(data_dir, train):
+    rows = check_task(TF0, data_dir).splits["train"].rows
+    header, _, body = train.read_bytes().partition(b"\r\n")
+    train.write_bytes(b"\xef\xbb\xbf" + header + b"\r\n" + body.lower())
+    assert check_task(TF0, data_dir).splits["train"].rows == rows
+
+
+def test_pair_task_reads_two_sequences(tmp_path):
+    task = find_task("EPI/K562")
+    rows = [(a, b, label) for (a, label), (b, _) in zip(random_rows(4, 50, 0), random_rows(4, 30, 1), strict=True)]
+    for split in ("train", "dev", "test"):
+        write_split(tmp_path / task.name / f"{split}.csv", rows, ("enhancer", "promoter", "label"))
+    report = check_task(task, tmp_path)
+    assert not report.problems
+    assert report.splits["train"].rows[0] == (f"{rows[0][0]}|{rows[0][1]}", "0")
+    assert reverse_complement("AAC|GGT") == "GTT|ACC"
+
+
+def test_leakage_counts_exact_and_reverse_complement_rows(tmp_path):
+    (a, _), (b, _), (c, _), (d, _) = random_rows(4, 101, 7)
+    write_split(tmp_path / "tf/0/train.csv", [(a, 0), (a, 1), (b, 1), (reverse_complement(b), 1)])
+    write_split(tmp_path / "tf/0/dev.csv", [(c, 0), (a, 0)])
+    write_split(tmp_path / "tf/0/test.csv", [(reverse_complement(a), 1), (b, 0), (c, 0), (d, 1)])
+    splits = check_task(TF0, tmp_path).splits
+    counts = {
+        row["where"]: (row["exact"], row["reverse_complement"], row["other_label"]) for row in leakage(TF0, splits)
+    }
+    assert counts == {
+        "train": (1, 1, 1),
+        "dev": (0, 0, 0),
+        "test": (0, 0, 0),
+        "dev in train": (1, 0, 0),
+        "test in train": (1, 1, 1),
+        "test in dev": (1, 1, 1),
+    }
+
+
+def test_command_prints_and_fails_when_something_is_wrong(data_dir, capsys, tmp_path):
+    assert main([str(data_dir), "--tasks", "tf/0", "tf/1", "--csv", str(tmp_path / "leakage.csv")]) == 1
+    printed = capsys.readouterr().out
+    assert "0 of 2 tasks are complete and as known" in printed and "not there at all: tf/1" in printed
+    assert (tmp_path / "leakage.csv").read_text().splitlines()[
+        0
+    ] == "task,where,rows,exact,reverse_complement,other_label"
+
+
+def test_command_names_near_tasks(data_dir, capsys):
+    with pytest.raises(SystemExit):
+        main([str(data_dir), "--tasks", "prom_core_tat"])
+    assert "did you mean prom/prom_core_tata" in capsys.readouterr().err
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["mouse/2", "prom/prom_core_tata", "tf/4", "enhancers", "enhancers_types"])
+def test_real_sets_are_as_published(shared_data, name):
+    report = check_task(TASKS[name], shared_data("data"))
+    assert report.problems == []
+    assert all(is_published(report.task, split, read_content(found.path)) for split, found in report.splits.items())
+
+
+@pytest.mark.shared
+def test_one_changed_base_and_other_line_ends_are_noticed(shared_data, tmp_path):
+    real = read_content(TASKS["mouse/2"].file(shared_data("data"), "test"))
+    for split in ("train", "dev", "test"):
+        source = read_content(TASKS["mouse/2"].file(shared_data("data"), split))
+        write_split(tmp_path / f"mouse/2/{split}.csv", [])
+        (tmp_path / f"mouse/2/{split}.csv").write_bytes(source)
+    changed = tmp_path / "mouse/2/test.csv"
+    changed.write_bytes(real.replace(b"\r\n", b"\n"))
+    report = check_task(TASKS["mouse/2"], tmp_path)
+    assert not report.problems and f"{changed}: as published, with other line ends" in report.notes
+    base = b"A" if real[20:21] != b"A" else b"C"
+    changed.write_bytes(real[:20] + base + real[21:])
+    assert f"{changed}: as many rows as published, other content" in problems(tmp_path, TASKS["mouse/2"])
+
+
+@pytest.mark.shared
+def test_leakage_table_is_what_the_real_sets_hold(shared_data):
+    from gue.tasks import read_table
+
+    for name in ("tf/4", "prom/prom_core_tata", "enhancers_types"):
+        report = check_task(TASKS[name], shared_data("data"))
+        kept = [row for row in read_table("leakage.csv") if row["task"] == name]
+        assert [{key: str(value) for key, value in row.items()} for row in report.leakage] == kept

@@ -1,0 +1,193 @@
+"""The report: the papers' own figures come out of their tables, ours stand beside them, what is missing is named."""
+
+import csv
+import math
+import statistics
+
+import pytest
+
+from gue.ranking import alike, average_ranks, critical_difference, friedman_p, top_two
+from gue.report import BEGIN, END, common_tasks, main, measured_scores, published_scores
+from gue.results import ResultsError, append_row, read_results
+from gue.tasks import GROUPS, TASKS, read_table
+
+GUE = [task.name for task in TASKS.values() if task.suite == "GUE"]
+# Printed where the rows of the same paper say otherwise; docs/gue.md lists them.
+NOT_THE_MEAN_OF_ITS_ROWS = {("NT-500M-1000g", "average"): 57.79}
+SWAPPED = {"DNABERT (5-mer)", "NT-500M-human"}  # TF-H and CVC in table 3
+
+
+def row(name="mine", task="tf/0", seed=0, rate="3e-05", mcc=0.5, **others):
+    numbers = {"test_mcc": mcc, "test_f1": mcc + 0.1, "test_accuracy": mcc + 0.05, "eval_mcc": mcc}
+    return {"name": name, "model": name, "task": task, "seed": seed, "learning_rate": rate, **numbers, **others}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Function that writes rows to a results file and gives its path."""
+
+    def write(*rows):
+        path = tmp_path / "results.csv"
+        for each in rows:
+            append_row(path, each)
+        return path
+
+    return write
+
+
+def dnabert2_summaries():
+    return [row for row in read_table("published_summaries.csv") if row["source"] == "DNABERT-2 paper"]
+
+
+@pytest.mark.parametrize("printed", dnabert2_summaries(), ids=lambda row: row["model"])
+def test_mean_of_the_28_published_rows_is_the_printed_one(printed):
+    scores = published_scores("DNABERT-2 paper")[printed["model"]]
+    expected = NOT_THE_MEAN_OF_ITS_ROWS.get((printed["model"], "average"), float(printed["average"]))
+    assert len(scores) == 28
+    assert statistics.mean(scores.values()) == pytest.approx(expected, abs=0.011)  # the paper cuts, not rounds
+
+
+@pytest.mark.parametrize("printed", dnabert2_summaries(), ids=lambda row: row["model"])
+def test_group_means_are_those_of_table_3(printed):
+    scores = published_scores("DNABERT-2 paper")[printed["model"]]
+    for group in ("EMP", "TF-M", "CVC", "TF-H", "PD", "CPD", "SSP"):
+        swapped = {"TF-H": "CVC", "CVC": "TF-H"} if printed["model"] in SWAPPED else {}
+        mean = statistics.mean(scores[task.name] for task in GROUPS[group])
+        assert mean == pytest.approx(float(printed[swapped.get(group, group)]), abs=0.011), group
+
+
+def test_top_two_counts_are_those_of_table_2():
+    scores = published_scores("DNABERT-2 paper")
+    counted = top_two({model: [values[task] for task in GUE] for model, values in scores.items()})
+    assert counted == {row["model"]: (int(row["first"]), int(row["second"])) for row in dnabert2_summaries()}
+
+
+def test_top_two_counts_of_dnagrinder_are_printed_but_for_one():
+    scores = {model: s for model, s in published_scores("dnaGrinder paper").items() if len(s) >= 30}
+    tasks = [*GUE, "enhancers", "enhancers_types"]
+    counted = top_two({model: [values[task] for task in tasks] for model, values in scores.items()})
+    printed = {row["model"]: row for row in read_table("published_summaries.csv")}
+    different = {m for m, c in counted.items() if c != (int(printed[m]["first"]), int(printed[m]["second"]))}
+    assert different == {"DNABERT-2"} and counted["DNABERT-2"] == (7, 8)
+
+
+def test_published_scores_equal_the_reference(shared_data):
+    with open(shared_data("facts/published_scores.csv"), newline="") as file:
+        facts = [(row["source"], row["model"], row["dataset"], row["score_x100"]) for row in csv.DictReader(file)]
+    ours = [(row["source"], row["model"], row["task"], row["score"]) for row in read_table("published_scores.csv")]
+    assert ours == [(*fact[:2], fact[2].replace("species_classification", "species/120kb"), fact[3]) for fact in facts]
+
+
+def test_mean_and_deviation_are_over_seeds(results):
+    rows = read_results(results(row(seed=0, mcc=0.5), row(seed=1, mcc=0.6), row(seed=2, mcc=0.7)))
+    cell = measured_scores(rows)["mine"]["tf/0"]
+    assert cell.text("mcc") == "60.00 ± 10.00" and cell.seeds == (0, 1, 2)
+
+
+def test_learning_rate_is_chosen_on_dev_not_on_test(results):
+    low = [row(rate="1e-05", seed=seed, mcc=0.9, eval_mcc=0.4) for seed in range(2)]
+    high = [row(rate="5e-05", seed=seed, mcc=0.6, eval_mcc=0.7) for seed in range(2)]
+    lucky = [row(rate="7e-05", seed=0, mcc=0.99, eval_mcc=0.99)]  # one seed only
+    cell = measured_scores(read_results(results(*low, *high, *lucky)))["mine"]["tf/0"]
+    assert (cell.learning_rate, cell.text("mcc")) == ("5e-05", "60.00 ± 0.00")
+
+
+def test_sweep_without_dev_scores_is_refused(results):
+    rows = read_results(results(row(rate="1e-05", eval_mcc=""), row(rate="5e-05", eval_mcc="")))
+    with pytest.raises(ResultsError, match="2 learning rates, but no eval_mcc"):
+        measured_scores(rows)
+
+
+def test_averages_are_over_tasks_that_all_models_have(results):
+    path = results(row(task="tf/0"), row(task="tf/1"), row("other", task="tf/1"))
+    assert [task.name for task in common_tasks(measured_scores(read_results(path)))] == ["tf/1"]
+
+
+def test_report_shows_measured_beside_published_and_names_the_rest(results, tmp_path):
+    path = results(*(row(task=task, seed=seed, mcc=0.8 + seed / 100) for task in ("tf/0", "tf/1") for seed in (0, 1)))
+    append_row(path, row(task="EPI/K562"))
+    assert main([str(path), "--output_dir", str(tmp_path / "out")]) == 0
+    report = (tmp_path / "out/report.md").read_text()
+    assert "| tf/0 | MCC | **80.50 ± 0.71** | 67.95 |" in report  # DNABERT (3-mer) in the DNABERT-2 paper
+    assert "| tf/0 | accuracy | **85.50 ± 0.71** | 79.30 |" in report  # HyenaDNA in the dnaGrinder paper
+    assert "| mean of 2 tasks |  | 80.50 |" in report
+    assert "| mine | measured | - | - | 2 ‖ 0 | 80.50 | 1.00 | - |" in report
+    assert "| EPI/K562 | MCC | 50.00 |" in report
+    assert "36 of 39 tasks: EMP/H3," in report and "Fewer seeds: EPI/K562 (1 of 2)." in report
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "report.md",
+        "scores.csv",
+        "critical_difference_dnabert-2.png",
+        "critical_difference_dnagrinder.png",
+    }
+
+
+def test_scores_csv_holds_measured_and_published(results, tmp_path):
+    main([str(results(row(seed=0), row(seed=1, mcc=0.7))), "--output_dir", str(tmp_path)])
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len([row for row in rows if row["source"] != "measured"]) == len(read_table("published_scores.csv"))
+    mcc = next(row for row in rows if row["source"] == "measured" and row["metric"] == "mcc")
+    assert (float(mcc["mean"]), mcc["seeds"]) == (60.0, "0 1")
+    assert float(mcc["deviation"]) == pytest.approx(math.sqrt(200), abs=1e-4)
+
+
+def test_report_goes_between_the_marks_of_a_page(results, tmp_path):
+    page = tmp_path / "gue.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):  # the second time gives the same page
+        main([str(results(row(), row(task="tf/1"))), "--output_dir", str(tmp_path / "plots"), "--page", str(page)])
+        text = page.read_text()
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+        assert text.count("### What was run") == 1 and "](plots/critical_difference_dnabert-2.png)" in text
+
+
+def test_page_without_marks_is_left_alone(results, tmp_path, capsys):
+    page = tmp_path / "gue.md"
+    page.write_text("mine\n")
+    with pytest.raises(SystemExit):
+        main([str(results(row())), "--output_dir", str(tmp_path), "--page", str(page)])
+    assert "must hold the lines" in capsys.readouterr().err and page.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no such file; python -m gue.run makes one"),
+        ("a,b\n1,2\n", "line 1: no column 'name'"),
+        ("name,task,seed,learning_rate\nx,tf/0\n", "line 2: not as many fields as line 1"),
+    ],
+)
+def test_unusable_results_file_is_named(tmp_path, capsys, content, message):
+    path = tmp_path / "r.csv"
+    if content:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        main([str(path), "--output_dir", str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
+def test_row_of_the_same_run_replaces_the_older_one(results):
+    path = results(row(mcc=0.1), row(task="tf/1"), row(mcc=0.2, rate="0.00003"))
+    assert [(r["task"], r["test_mcc"]) for r in read_results(path)] == [("tf/1", "0.5"), ("tf/0", "0.2")]
+
+
+def test_ranks_share_places_when_scores_are_equal():
+    scores = {"a": [3, 3], "b": [2, 3], "c": [1, 1]}
+    assert average_ranks(scores) == {"a": 1.25, "b": 1.75, "c": 3.0}
+    assert top_two(scores) == {"a": (2, 0), "b": (1, 1), "c": (0, 1)}
+
+
+def test_critical_difference_is_that_of_demsar_2006():
+    assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)  # his section 3.2.4
+    assert critical_difference(10, 1) * math.sqrt(6 / 110) == pytest.approx(3.164, abs=0.001)  # his table 5
+
+
+def test_friedman_needs_three_models():
+    assert math.isnan(friedman_p({"a": [1, 2], "b": [2, 1]}))
+    assert friedman_p({"a": list(range(20)), "b": list(range(1, 21)), "c": list(range(2, 22))}) < 1e-6
+
+
+def test_bars_join_models_that_do_not_differ():
+    assert alike({"a": 1.0, "b": 1.5, "c": 2.4, "d": 4.0}, 1.0) == [(1.0, 1.5), (1.5, 2.4)]
+    assert alike({"a": 1.0, "b": 3.0}, 1.0) == []
