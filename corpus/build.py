@@ -19,7 +19,7 @@ from pathlib import Path
 
 from corpus.executors import EXECUTORS, run_tasks
 from corpus.fasta import FastaError
-from corpus.genome_task import GenomeTask, report_path
+from corpus.genome_task import GenomeTask, load_encoder, report_path
 from corpus.kmers import SAMPLED, K
 from corpus.recipe import Genome, Recipe, RecipeError, read_genomes, read_recipe
 from corpus.shards import file_sha256
@@ -48,6 +48,7 @@ def build(recipe: Recipe, genomes: list[Genome], output: str | Path, **options) 
     output = Path(output).absolute()  # workers on other machines may stand elsewhere
     check_writable(output, "--output")
     with writing_into(output, lambda: "then give the same command again, it goes on where it stopped"):
+        load_encoder(recipe)  # or raise before any work begins
         task = GenomeTask(recipe, genomes, output, output / WORK)
         _keep_plan(recipe, genomes, output)
         run_tasks(task, len(genomes), output / WORK, **options)
@@ -74,6 +75,12 @@ def _keep_plan(recipe: Recipe, genomes: list[Genome], output: Path):
                 f"--output {output}: holds a corpus of another recipe ({', '.join(changed)} differ); choose another "
                 "folder, or delete this one to start over"
             )
+        for rank, genome in enumerate(genomes):
+            report = report_path(output / WORK, rank)
+            if report.exists() and json.loads(report.read_text())["bytes"] != genome.size:
+                raise CorpusError(
+                    f"{genome.path}: has changed since it was added to {output}; delete that to start over"
+                )
         return
     if output.is_dir() and any(entry.name != WORK for entry in output.iterdir()):
         raise CorpusError(f"--output {output}: is not empty and holds no unfinished corpus; choose another folder")
@@ -81,17 +88,13 @@ def _keep_plan(recipe: Recipe, genomes: list[Genome], output: Path):
 
 
 def _plan(recipe: Recipe, genomes: list[Genome]) -> dict:
-    """Everything the bytes depend on, and sizes by which a changed genome is noticed."""
+    """Everything the bytes depend on, but for the content of the genomes."""
     settings = asdict(recipe) | {"genomes": Path(recipe.genomes).name}
     if recipe.tokenizer:
         folder = Path(recipe.tokenizer)
         settings["tokenizer"] = file_sha256(folder / "tokenizer.json" if folder.is_dir() else folder)
-    files = [
-        [genome.species, genome.category, genome.source, genome.bases, genome.repeats]
-        + [path.stat().st_size for path in (genome.path, *genome.vcf_files)]
-        for genome in genomes
-    ]
-    return {"format": FORMAT_VERSION, **settings, "files": files}
+    table = [[genome.species, genome.category, genome.source, genome.bases, genome.repeats] for genome in genomes]
+    return {"format": FORMAT_VERSION, **settings, "table": table}
 
 
 def _manifest(recipe: Recipe, genomes: list[Genome], output: Path) -> dict:
@@ -103,7 +106,7 @@ def _manifest(recipe: Recipe, genomes: list[Genome], output: Path) -> dict:
             for name, value in counts.items():
                 total[name] += value
     plan = _plan(recipe, genomes)
-    del plan["files"]
+    del plan["table"]
     manifest = {"recipe": plan, "splits": splits}
     if "validation" in splits:
         manifest["shared_kmers"] = _leakage(reports, output)

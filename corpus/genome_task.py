@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from corpus import dnabert2, dnagrinder
 from corpus.findings import Findings
 from corpus.kmers import sampled_kmers
-from corpus.recipe import Genome, Recipe
+from corpus.recipe import Genome, Recipe, RecipeError
 from corpus.sequences import apply_strand, to_arrow
 from corpus.shards import ShardWriter, file_sha256
 from corpus.windows import random_stream
@@ -38,8 +39,9 @@ class GenomeTask:
         try:
             report = make_genome(self.recipe, self.genomes[rank], rank, self.output, self.work)
         except Exception as error:
-            errors.parent.mkdir(parents=True, exist_ok=True)
-            errors.write_text(f"{error}\n")
+            with suppress(OSError):  # of a full disk, say
+                errors.parent.mkdir(parents=True, exist_ok=True)
+                errors.write_text(f"{error}\n")
             raise
         path = report_path(self.work, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,7 @@ def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: P
     Memory: one contig and a few row groups. Raises FastaError; OSError when the disk is full, no shard left half-made.
     """
     stem = f"{rank:05d}-{''.join(c if c.isalnum() else '_' for c in genome.species)}"
-    encoder = _load_encoder(recipe)
+    encoder = load_encoder(recipe)
     by_tokens = encoder is not None and recipe.recipe == "dnagrinder"
     writers = {
         split: ShardWriter(output / split, work / "partial", stem, recipe.shard_bases, by_tokens) for split in SPLITS
@@ -108,6 +110,7 @@ def _report(genome: Genome, findings: Findings, held_out_contigs: list[str], wri
         "species": genome.species,
         "category": genome.category,
         "source": genome.source,
+        "bytes": genome.size,
         "sha256": file_sha256(genome.path),
         **findings.counts,
         "splits": counts,
@@ -119,12 +122,19 @@ def _report(genome: Genome, findings: Findings, held_out_contigs: list[str], wri
     }
 
 
-def _load_encoder(recipe: Recipe):
+def load_encoder(recipe: Recipe):
+    """The encoder of a recipe's tokenizer, or None without one. Raises RecipeError."""
     if recipe.tokenizer is None:
         return None
     from tokenization.encoder import Encoder
 
-    return Encoder.load(recipe.tokenizer)
+    try:
+        encoder = Encoder.load(recipe.tokenizer)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"tokenizer: {error}") from None
+    if (size := encoder.tokenizer.get_vocab_size()) > 1 << 16:
+        raise RecipeError(f"tokenizer: {recipe.tokenizer} has {size:,} tokens; input_ids holds at most {1 << 16:,}")
+    return encoder
 
 
 def _save_kmers(path: Path, kmers: list[np.ndarray]):

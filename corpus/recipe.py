@@ -31,6 +31,11 @@ class Genome:
     vcf: str | None = None  # path of phased variants of many individuals (dnagrinder); {contig} stands for the name
 
     @property
+    def size(self) -> int:
+        """Bytes of the genome's and the variants' files, by which a changed one is noticed."""
+        return sum(path.stat().st_size for path in (self.path, *self.vcf_files))
+
+    @property
     def vcf_files(self) -> list[Path]:
         """The files of variants that there are, in the order of their names."""
         if self.vcf is None:
@@ -61,7 +66,7 @@ class Dnabert2Recipe(Recipe):
     shortest: int | None = None  # bp; shorter ends of runs are dropped; default: window, every sequence is as long
 
     def __post_init__(self):
-        _require(self.window > 0, "window", self.window, "a length in bp")
+        _require(self.window > 0, "window", self.window, "1 bp or more")
         _require(self.shortest is None or 0 < self.shortest <= self.window, "shortest", self.shortest, "1 to window")
 
 
@@ -77,11 +82,11 @@ class DnagrinderRecipe(Recipe):
     retained: float | None = None  # share of a contig to keep; default: its share of non-repetitive bases
 
     def __post_init__(self):
-        _require(self.segment > 0, "segment", self.segment, "a length in bp")
+        _require(self.segment > 0, "segment", self.segment, "1 bp or more")
         _require(0 <= self.overlap < self.segment, "overlap", self.overlap, "0 to below segment")
         _require(0 < self.cut <= self.segment, "cut", self.cut, "1 to segment")
         _require(self.rounds > 0, "rounds", self.rounds, "1 or more")
-        _require(self.threshold is None or self.threshold > 0, "threshold", self.threshold, "a length in bp")
+        _require(self.threshold is None or self.threshold > 0, "threshold", self.threshold, "1 bp or more")
         _require(self.retained is None or 0 < self.retained <= 1, "retained", self.retained, "above 0, at most 1")
         if self.threshold and self.retained:
             raise RecipeError("threshold and retained are both given; each decides the other, leave one out")
@@ -176,7 +181,7 @@ def _read_yaml(path: Path) -> dict:
 def _value(field, value):
     """The value of a key as its field's type; numbers may have exponents and underscores, as 2e8 in YAML is text."""
     if value is None:
-        _require(field.default is None, field.name, value, "a value")
+        _require(field.default is None, field.name, "empty", "given, or the line left out")
         return None
     kind = field.type
     if kind == tuple[str, ...]:
@@ -245,13 +250,13 @@ def _genome(row: dict[str, str], folder: Path) -> Genome:
 def _missing(path: Path) -> RecipeError:
     siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     return RecipeError(
-        f"{path}: no such file{_near(path.name, siblings)} (paths are relative to --genomes, or else to the table)"
+        f"{path}: no such file{_near(path.name, siblings)} ; paths are relative to --genomes, or else to the table"
     )
 
 
 def _near(name: str, known) -> str:
     matches = difflib.get_close_matches(str(name), list(known), 1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def _require(condition, name: str, value, expected: str, near=()):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +67,8 @@ class ShardWriter:
 
     def abort(self):
         """Leave no unfinished file behind."""
-        if self._writer:
-            try:
-                self._writer.close()
-            except OSError:
-                pass  # the disk may be full, which is why writing is aborted
-            self._writer = None
+        _close(self._writer)
+        self._writer = None
         self._partial.unlink(missing_ok=True)
         if self._spool:
             self._spool.remove()
@@ -130,6 +127,13 @@ def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
+def _close(writer):
+    """Close a writer whose file is not wanted; closing writes, and the disk may be full."""
+    if writer is not None:
+        with suppress(OSError):
+            writer.close()
+
+
 def _bases(table: pa.Table) -> int:
     return pc.sum(pc.binary_length(table["sequence"])).as_py()
 
@@ -176,6 +180,5 @@ class _Spool:
         return pa.Table.from_batches(parts).combine_chunks().take(place)
 
     def remove(self):
-        if self._writer is not None:
-            self._writer.close()
+        _close(self._writer)
         self.path.unlink(missing_ok=True)
