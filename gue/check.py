@@ -155,7 +155,7 @@ def _compare_size(task: Task, split: str, found: Split, content: bytes):
     if len(found.rows) not in sizes:
         expected = " or ".join(f"{rows:,} ({source})" for rows, source in sizes.items())
         found.problems.append(f"{found.path}: {len(found.rows):,} rows; expected are {expected}")
-    elif any(form.sha256 and form.rows == len(found.rows) for form in known):
+    elif all(form.sha256 for form in known if form.rows == len(found.rows)):
         found.problems.append(f"{found.path}: as many rows as published, other content (sha256 {found.sha256})")
     else:
         found.notes.append(f"{found.path}: as many rows as published; no hash is known (sha256 {found.sha256})")

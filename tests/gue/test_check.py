@@ -142,6 +142,13 @@ def test_command_names_near_tasks(data_dir, capsys):
     assert "did you mean prom/prom_core_tata" in capsys.readouterr().err
 
 
+def test_published_form_without_known_hash_is_a_note(tmp_path):
+    write_split(tmp_path / "enhancers/test.csv", random_rows(400, 200, 0))
+    write_split(tmp_path / "enhancers/train.csv", random_rows(14968, 200, 1))
+    report = check_task(find_task("enhancers"), tmp_path)
+    assert not report.problems and "train.csv: as many rows as published; no hash is known" in " ".join(report.notes)
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["mouse/2", "prom/prom_core_tata", "tf/4", "enhancers", "enhancers_types"])
 def test_real_sets_are_as_published(shared_data, name):
