@@ -122,7 +122,7 @@ def haplotype_sequence(
     copied = start  # reference bases before this one are done
     frozen, upper, after_insertion = -1, True, False  # last base of the last variant applied, its case, whether longer
     mismatches = []
-    count = previous = 0
+    count, previous = 0, -1
     for variant in variants:
         if variant.position < previous:
             raise ValueError(f"variants must ascend by position; {variant} comes after position {previous}")

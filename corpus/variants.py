@@ -144,9 +144,9 @@ class PhasedVariants:
             VariantError: more than 5 % differ: the wrong assembly. Names the first record that differs.
         """
         compared, wrong = 0, []
-        step = max(len(reference) // 20, 1)
-        for start in range(0, len(reference), step):
-            for line in itertools.islice(self._lines(contig, start, start + step), 50):
+        borders = [len(reference) * i // 20 for i in range(20)] + [None]  # the last place goes on to the last record
+        for start, end in itertools.pairwise(borders):
+            for line in itertools.islice(self._lines(contig, start, end), 50):
                 position, ref = self._position(line), line[3]
                 problem = ref_problem(reference, position, ref)
                 compared += problem != "reference is N"
@@ -204,7 +204,9 @@ class PhasedVariants:
                 if len(fields) <= FIXED_COLUMNS:
                     raise VariantError(f"{self.path}: a record of {contig!r} has {len(fields)} columns: {fields}")
                 yield fields
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, VariantError):
+                raise
             raise VariantError(f"{self.path}: corrupt or truncated ({error}); copy the file again") from None
 
     def _position(self, fields: list[str]) -> int:
@@ -275,6 +277,8 @@ def _genotype(text: str) -> tuple[int | str, int | str, bool]:
     alleles = text.replace("/", "|").split("|")
     if alleles[0] == "" and text[0] in "|/":  # VCF 4.4 may write the first allele's phase in front
         alleles = alleles[1:]
+    if not all(allele == "." or allele.isdecimal() for allele in alleles):
+        raise ValueError(text)
     alleles = ["missing genotype" if allele == "." else int(allele) for allele in alleles]
     if len(alleles) == 1:
         return alleles[0], "haploid genotype", True

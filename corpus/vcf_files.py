@@ -151,10 +151,10 @@ def _checked_lines(path: Path) -> Iterator[bytes]:
                 continue
             else:
                 name, text, _ = (*line.split(b"\t", 2), b"", b"")[:3]
-                if found != columns or not text.isdigit():
-                    raise VariantError(
-                        f"{path}, line {number}: {found} columns, expected {columns}; POS {text.decode()!r}; truncated?"
-                    )
+                if found != columns:
+                    raise VariantError(f"{path}, line {number}: {found} columns, expected {columns}; truncated?")
+                if not text.isdigit():
+                    raise VariantError(f"{path}, line {number}: POS {text.decode('utf-8', 'replace')!r} is no number")
                 if name != contig:
                     finished.add(contig)
                     contig, position = name, 0
