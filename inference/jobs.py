@@ -52,25 +52,26 @@ def processes(cpu: bool) -> PartialState:
     return PartialState(cpu=cpu, timeout=datetime.timedelta(weeks=1))
 
 
-def blocks(records: Iterator[SequenceRecord]) -> Iterator[list[SequenceRecord]]:
-    """Consecutive records, up to BLOCK_RECORDS or until BLOCK_BASES are reached."""
+def blocks(records: Iterator[SequenceRecord], block_bases: int = BLOCK_BASES) -> Iterator[list[SequenceRecord]]:
+    """Consecutive records, up to BLOCK_RECORDS or until block_bases are reached."""
     block, bases = [], 0
     for record in records:
         block.append(record)
         bases += _bases(record)
-        if bases >= BLOCK_BASES or len(block) == BLOCK_RECORDS:
+        if bases >= block_bases or len(block) == BLOCK_RECORDS:
             yield block
             block, bases = [], 0
     if block:
         yield block
 
 
-def survey(records: Iterator[SequenceRecord]) -> Survey:
+def survey(records: Iterator[SequenceRecord], bases_per_block: int = BLOCK_BASES) -> Survey:
     """Read everything once; raises what the reader raises, before anything has been computed."""
     sequences = ambiguous = 0
     block_bases = []
     digest = hashlib.blake2b(digest_size=16)
-    for block in blocks(tqdm(records, desc="checking the input", unit=" sequences", unit_scale=True, delay=2)):
+    records = tqdm(records, desc="checking the input", unit=" sequences", unit_scale=True, delay=2)
+    for block in blocks(records, bases_per_block):
         for record in block:
             for text in (record.name.encode(), record.sequence, record.pair or b""):
                 digest.update(len(text).to_bytes(8, "little") + text)
@@ -87,6 +88,8 @@ def run(
     compute: Callable[[int, list[SequenceRecord]], Iterator[pyarrow.Table]],
     state: PartialState,
     overwrite: bool = False,
+    block_bases: int = BLOCK_BASES,
+    write_also: Callable[[Iterator[pyarrow.Table]], None] | None = None,
 ) -> Survey:
     """
     Compute every block that is not there yet, then write the output (main process).
@@ -99,6 +102,8 @@ def run(
         compute: tables of a block, given the number of its first record (from 0) and its records; with the columns
             "name" and "record" (that number) at least.
         state: of `processes`; process i of n computes the blocks i, i + n, ...
+        block_bases: bp after which a block ends; fewer where a bp costs much.
+        write_also: writes another file of all tables, before the output and again if that fails.
 
     Raises:
         JobError: the output exists; an interrupted job with other settings is in the way.
@@ -108,16 +113,18 @@ def run(
     check_writable(output.parent, "--output")
     if output.exists() and not overwrite:
         raise JobError(f"{output} already exists; choose another --output or pass --overwrite")
-    found = survey(read())
+    found = survey(read(), block_bases)
     parts = output.with_name(output.name + ".parts")
     with writing_into(output.parent, lambda: "what was finished is kept; free space and start the same command again"):
         if state.is_main_process:
             _start_or_resume(parts, {**settings, **{k: v for k, v in asdict(found).items() if k != "block_bases"}})
         state.wait_for_everyone()
-        _compute_blocks(parts, found, read, compute, state)
+        _compute_blocks(parts, found, lambda: blocks(read(), block_bases), compute, state)
         state.wait_for_everyone()
         if state.is_main_process:
             paths = [_part(parts, number) for number in range(len(found.block_bases))]
+            if write_also is not None:
+                write_also(_tables(paths))
             _write_output(output, paths)
             shutil.rmtree(parts)
     state.wait_for_everyone()
@@ -150,7 +157,7 @@ def _start_or_resume(folder: Path, settings: dict):
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
-def _compute_blocks(parts: Path, found: Survey, read, compute, state: PartialState):
+def _compute_blocks(parts: Path, found: Survey, read_blocks, compute, state: PartialState):
     """Write the parts of this process that are missing."""
     mine = range(state.process_index, len(found.block_bases), state.num_processes)
     missing = [number for number in mine if not _part(parts, number).is_file()]
@@ -159,7 +166,7 @@ def _compute_blocks(parts: Path, found: Survey, read, compute, state: PartialSta
     options = {"unit": "bp", "unit_scale": True, "smoothing": 0.05, "disable": not state.is_main_process}
     with tqdm(total=total, initial=done, desc="computing", **options) as progress:
         first = 0
-        for number, block in enumerate(blocks(read())):
+        for number, block in enumerate(read_blocks()):
             if not missing:
                 break
             if number == missing[0]:
