@@ -123,6 +123,29 @@ class PretrainingArguments(RunArguments):
     adam_beta2: float = field(default=ADAM_BETA2, metadata={"help": "AdamW beta 2"})
     adam_epsilon: float = field(default=ADAM_EPSILON, metadata={"help": "AdamW epsilon"})
     weight_decay: float = field(default=WEIGHT_DECAY, metadata={"help": "AdamW weight decay"})
+    global_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens per optimiser step over all processes, in place of --global_batch_size; with --packing"
+        },
+    )
+    per_device_train_batch_tokens: int = field(
+        default=16384,
+        metadata={
+            "help": "with --global_batch_tokens: the most tokens of one forward pass of a process; the accumulation "
+            "follows from it"
+        },
+    )
+    max_loss_jump: float = field(
+        default=2.0,
+        metadata={
+            "help": "stop, with the batch saved, when the loss of a step exceeds the mean of the last 100 steps by "
+            "more than this many nats; 0 for never. A loss or gradient that is no finite number always stops"
+        },
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "compile the feed-forward blocks with torch.compile; best on a GPU"}
+    )
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
     eval_steps: float | None = field(default=500, metadata={"help": "steps between evaluations"})
     save_total_limit: int | None = field(default=3, metadata={"help": "checkpoints to keep; 0 for all"})
@@ -137,4 +160,8 @@ class PretrainingArguments(RunArguments):
             self.lr_scheduler_type = schedule.lr_scheduler_type
         if self.warmup_ratio is None and self.warmup_steps is None:
             self.warmup_ratio = schedule.warmup_ratio
+        if self.global_batch_tokens and self.global_batch_size:
+            raise ValueError("give either global_batch_size (sequences) or global_batch_tokens, not both")
+        # transformers' own would compile the whole model, and with it padding and logits that nobody asked for
+        self.compiles_layers, self.torch_compile = self.torch_compile, False
         super().__post_init__()

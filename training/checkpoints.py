@@ -15,6 +15,13 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from hub_configs.folder import write_model_code
@@ -25,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 COMPLETE = "checkpoint_complete.json"
 SETTINGS_FILE = "run_settings.json"
+WEIGHTS = "model.safetensors"
+SCALER = "scaler.json"
 OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_VALUES = "optimizer.json"
 ARCHITECTURE = (
@@ -121,6 +130,16 @@ def check_same_model(checkpoint: str | Path, config: StrandBertConfig, tokenizer
         )
 
 
+def changed_model_settings(checkpoint: str | Path, config: StrandBertConfig) -> dict[str, tuple]:
+    """Settings of the model besides its architecture, such as dropout, that differ: name to (saved, asked for)."""
+    if not (Path(checkpoint) / "config.json").is_file():
+        return {}
+    saved = StrandBertConfig.from_pretrained(checkpoint)
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps")
+    pairs = {name: (getattr(saved, name), getattr(config, name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def _tokenizer_difference(saved: dict, wanted: dict) -> str | None:
     """The first thing in which the vocabularies or merges of two tokenizer.json differ."""
     place = "in the checkpoint's tokenizer but {} in the one asked for"
@@ -176,9 +195,38 @@ def remove_old_checkpoints(output_dir: str | Path, keep: int, best: str | None):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def save_optimizer(folder: str | Path, optimizer, scheduler):
-    """Write the states of optimizer and scheduler: tensors as safetensors, everything else as JSON."""
-    state = optimizer.state_dict()
+def load_sharded_weights(checkpoint: str | Path, model: torch.nn.Module):
+    """
+    Load the weights of a checkpoint into a model that FSDP2 has sharded. Every process must call this.
+
+    Raises:
+        CheckpointError: naming weights that are missing or left over.
+    """
+    weights = safetensors.torch.load_file(Path(checkpoint) / WEIGHTS)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    problems = set_model_state_dict(model, weights, options=options)
+    wrong = {*problems.missing_keys, *problems.unexpected_keys} - set(model._tied_weights_keys or ())
+    if wrong:
+        raise CheckpointError(f"{checkpoint} does not fit the model: {', '.join(sorted(wrong))}")
+
+
+def _is_sharded(model: torch.nn.Module) -> bool:
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def save_optimizer(folder: str | Path, model, optimizer, scheduler, writes: bool = True):
+    """
+    Write the states of optimizer and scheduler: tensors as safetensors, everything else as JSON.
+
+    States that FSDP2 has sharded are gathered first, so that any number of processes can go on from them; then every
+    process must call this.
+
+    Args:
+        writes: whether this process writes.
+    """
+    state = _gathered_state(model, optimizer) if _is_sharded(model) else optimizer.state_dict()
+    if not writes:
+        return
     tensors, values = {}, {}
     for index, entries in state["state"].items():
         for name, value in entries.items():
@@ -193,9 +241,9 @@ def save_optimizer(folder: str | Path, optimizer, scheduler):
     tensors_file.chmod(values_file.stat().st_mode)  # safetensors lets only the owner read
 
 
-def load_optimizer(folder: str | Path, optimizer, scheduler):
+def load_optimizer(folder: str | Path, model, optimizer, scheduler):
     """
-    Restore what `save_optimizer` wrote.
+    Restore what `save_optimizer` wrote, also with another number of processes, sharded or not.
 
     Raises:
         CheckpointError: the folder holds no optimizer state.
@@ -210,5 +258,44 @@ def load_optimizer(folder: str | Path, optimizer, scheduler):
     for key, value in entries.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
+    if _is_sharded(model):
+        _load_gathered_state(state, content["param_groups"], model, optimizer)
+    else:
+        optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
     scheduler.load_state_dict(content["scheduler"])
+
+
+def _gathered_state(model, optimizer) -> dict:
+    """The whole state of a sharded optimizer, parameters numbered as in a plain optimizer's state_dict."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    gathered = get_optimizer_state_dict(model, _inner(optimizer), options=options)
+    names = [name for group in gathered["param_groups"] for name in group["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [group | {"params": [numbers[name] for name in group["params"]]} for group in gathered["param_groups"]]
+    return {"state": {numbers[name]: entries for name, entries in gathered["state"].items()}, "param_groups": groups}
+
+
+def _load_gathered_state(state: dict, param_groups: list[dict], model, optimizer):
+    """Shard a whole state again."""
+    names_of = {weight: name for name, weight in model.named_parameters()}
+    names = [names_of[weight] for group in optimizer.param_groups for weight in group["params"]]
+    groups = [group | {"params": [names[number] for number in group["params"]]} for group in param_groups]
+    whole = {"state": {names[number]: entries for number, entries in state.items()}, "param_groups": groups}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, _inner(optimizer), whole, options=options)
+
+
+def _inner(optimizer) -> torch.optim.Optimizer:
+    """torch's optimizer inside accelerate's."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def save_scaler(folder: str | Path, scaler):
+    """Write the state of the gradient scaler of fp16 training."""
+    write_json(Path(folder) / SCALER, scaler.state_dict())
+
+
+def load_scaler(folder: str | Path, scaler):
+    """Restore what `save_scaler` wrote, if it is there."""
+    if (Path(folder) / SCALER).is_file():
+        scaler.load_state_dict(json.loads((Path(folder) / SCALER).read_text()))

@@ -26,13 +26,15 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenization.alphabet import acgt_runs
 from training.masking import TokenMasker
-from training.sources import SequenceFileError, heldout_bases, read_sequences, split_runs
+from training.sources import SequenceFileError, heldout_bases, read_genomes, split_runs
 from training.storage import writing_into
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PIECE_LENGTH = 1 << 18  # bp encoded as one sequence: bounds memory for vocabularies that only `tokenizers` can encode
 BATCH_LENGTH = 1 << 21  # bp handed to the encoder at once
 SPECIAL_TOKENS_PER_WINDOW = 2  # [CLS] and [SEP]
+
+Place = tuple[str, int]  # split, number of the genome
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class TokenStore:
     """
     Windows of tokens without special tokens: window i is `tokens[offsets[i] : offsets[i + 1]]`.
 
-    `base_pairs` is what all windows hold together, in bp.
+    `base_pairs` is what all windows hold together, in bp. `genomes` is the number of each window's genome: of its
+    file, or of the `species` column of a Parquet file, in order of appearance.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     base_pairs: int
+    genomes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -74,44 +78,75 @@ class TokenStore:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int64)
 
     @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each window, [CLS] and [SEP] included."""
+        return np.diff(self.offsets) + SPECIAL_TOKENS_PER_WINDOW
+
+    @property
     def base_pairs_per_token(self) -> float:
         """Mean bp of a token, [CLS] and [SEP] counted as tokens of 0 bp."""
         return self.base_pairs / (len(self.tokens) + SPECIAL_TOKENS_PER_WINDOW * len(self))
 
-    @property
-    def base_pairs_per_target(self) -> float:
-        """Mean bp of a token that can be masked."""
-        return self.base_pairs / len(self.tokens)
-
 
 class MlmDataset(torch.utils.data.Dataset):
     """
-    Masked windows. A key is (epoch, index), or index alone for epoch 0 (evaluation: always the same mask).
+    Masked windows. A key is (epoch, index, max_length in tokens or None), the last one or two left out at will; an
+    index alone is of epoch 0 (evaluation: always the same mask). What is longer than max_length is cut at a place that
+    depends on (seed, epoch, index).
 
     Args:
-        store: the windows.
+        store: the windows; anything with a length and token ids by index.
         limit: use at most this many, evenly spaced over the store.
+        longest: tokens above which every window is cut; None when the store holds none that is longer.
     """
 
-    def __init__(self, store: TokenStore, masker: TokenMasker, cls_id: int, sep_id: int, limit: int | None = None):
+    def __init__(
+        self,
+        store: TokenStore,
+        masker: TokenMasker,
+        cls_id: int,
+        sep_id: int,
+        limit: int | None = None,
+        longest: int | None = None,
+    ):
+        self.longest = longest
         self.store = store
         self.masker = masker
         self.cls_id = cls_id
         self.sep_id = sep_id
         count = len(store) if limit is None else min(limit, len(store))
-        self.indices = np.linspace(0, len(store) - 1, count).round().astype(np.int64)
+        self.indices = None if count == len(store) else np.linspace(0, len(store) - 1, count).round().astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.store) if self.indices is None else len(self.indices)
 
     def window(self, index: int) -> np.ndarray:
         """Unmasked ids with [CLS] and [SEP], int64 (length,)."""
-        return np.concatenate(([self.cls_id], self.store[self.indices[index]], [self.sep_id]))
+        return self._between_special_tokens(self.store[index if self.indices is None else self.indices[index]])
 
-    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, np.ndarray]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        input_ids, labels = self.masker(self.window(index), epoch, index)
+    def _between_special_tokens(self, token_ids: np.ndarray) -> np.ndarray:
+        return np.concatenate(([self.cls_id], token_ids, [self.sep_id])).astype(np.int64)
+
+    def __getitem__(self, key: tuple | int) -> dict[str, np.ndarray]:
+        epoch, index, max_length = (0, key, None) if isinstance(key, int) else (*key, None)[:3]
+        window = self.window(index)
+        max_length = min(max_length or len(window), self.longest or len(window))
+        if len(window) > max_length:
+            kept = max_length - SPECIAL_TOKENS_PER_WINDOW
+            start = 1 + self.masker.random_place(epoch, index, len(window) - max_length + 1)
+            window = self._between_special_tokens(window[start : start + kept])
+        input_ids, labels = self.masker(window, epoch, index)
         return {"input_ids": input_ids, "labels": labels}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each window, [CLS] and [SEP] included."""
+        return self.store.lengths if self.indices is None else self.store.lengths[self.indices]
+
+    @property
+    def genomes(self) -> np.ndarray:
+        """Number of the genome of each window."""
+        return self.store.genomes if self.indices is None else self.store.genomes[self.indices]
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -152,7 +187,7 @@ def prepare_data(
     settings: DataSettings,
     cache_folder: str | Path,
     build: bool = True,
-) -> tuple[TokenStore, TokenStore | None, dict]:
+) -> tuple[TokenStore | None, TokenStore | None, dict]:
     """
     Tokenise the files into windows, or take them from an earlier run with the same files, tokenizer and settings.
 
@@ -162,8 +197,8 @@ def prepare_data(
         build: whether this process does the work; the others wait for it.
 
     Returns:
-        Training windows; held-out windows or None; a report: per split and file the bp read, dropped and used, the
-        windows, the tokens, and what was held out.
+        Training windows, None without training files; held-out windows or None; a report: per split and
+        file the bp read, dropped and used, the windows, the tokens, and what was held out.
 
     Raises:
         SequenceFileError, corpus.fasta.FastaError: a file that cannot be used, or a split without any window.
@@ -176,9 +211,8 @@ def prepare_data(
     while not folder.exists():
         time.sleep(0.2)
     report = json.loads((folder / "report.json").read_text())
-    train = _load_store(folder, "train", report)
-    validation = _load_store(folder, "validation", report) if "validation" in report["splits"] else None
-    return train, validation, report
+    stores = {split: _load_store(folder, split, report) for split in report["splits"]}
+    return stores.get("train"), stores.get("validation"), report
 
 
 def _cache_key(train_files, validation_files, tokenizer, settings: DataSettings) -> str:
@@ -203,6 +237,7 @@ def _load_store(folder: Path, split: str, report: dict) -> TokenStore:
         np.load(folder / f"{split}.tokens.npy", mmap_mode="r", allow_pickle=False),
         np.load(folder / f"{split}.offsets.npy", allow_pickle=False),
         report["splits"][split]["base_pairs"],
+        np.load(folder / f"{split}.genomes.npy", mmap_mode="r", allow_pickle=False),
     )
 
 
@@ -230,10 +265,10 @@ def _write_splits(folder: Path, train_files, validation_files, tokenizer, settin
     total = sum(int(plan["bases"].sum()) for _, _, plan in plans)
     with tqdm(total=total, unit="bp", unit_scale=True, desc="Tokenising", dynamic_ncols=True) as progress:
         runs = _runs_of_splits(plans, settings)
-        for split, length, token_ids in _tokenise_runs(runs, tokenizer, dtype, progress):
-            writers[split].add(token_ids, length)
+        for (split, genome), length, token_ids in _tokenise_runs(runs, tokenizer, dtype, progress):
+            writers[split].add(token_ids, length, genome)
     splits = {split: writer.close() for split, writer in writers.items()}
-    if not splits["train"]["windows"]:
+    if train_files and not splits["train"]["windows"]:
         raise SequenceFileError(
             f"{', '.join(map(str, train_files))}: no run of ACGT of at least {settings.min_run_length} bp is left to "
             "train on; give more sequence, or lower --min_run_length"
@@ -244,8 +279,7 @@ def _write_splits(folder: Path, train_files, validation_files, tokenizer, settin
             f"least {settings.min_run_length} bp; raise --validation_split_percentage, set it to 0 to train without "
             "evaluation, or give --validation_file"
         )
-    if not splits["validation"]["windows"]:
-        del splits["validation"]
+    splits = {split: counts for split, counts in splits.items() if counts["windows"]}
     files = [{"file": str(path), "validation_file": alone} | plan["report"] for path, alone, plan in plans]
     (folder / "report.json").write_text(json.dumps({"splits": splits, "files": files}, indent=2) + "\n")
 
@@ -254,8 +288,8 @@ def _scan(path, percentage: float, settings: DataSettings) -> dict:
     """First pass over a file: check it, count its bases, plan the held-out part."""
     bases, names = array("q"), []
     read = unambiguous = 0
-    for name, sequence in tqdm(
-        read_sequences(path, settings.sequence_column), desc=f"Reading {Path(path).name}", unit=" sequences"
+    for name, sequence, _ in tqdm(
+        read_genomes(path, settings.sequence_column), desc=f"Reading {Path(path).name}", unit=" sequences"
     ):
         lengths = [end - start for start, end in acgt_runs(sequence)]
         read += len(sequence)
@@ -283,22 +317,24 @@ def _describe_heldout(names: list[str], bases: np.ndarray, heldout: np.ndarray) 
     return ", ".join(whole + parts) or "nothing"
 
 
-def _runs_of_splits(plans, settings: DataSettings) -> Iterator[tuple[str, bytes]]:
-    """Second pass: (split, run of ACGT), in the order of the files."""
+def _runs_of_splits(plans, settings: DataSettings) -> Iterator[tuple[tuple[str, int], bytes]]:
+    """Second pass: ((split, number of the genome), run of ACGT), in the order of the files."""
+    numbers: dict[str, int] = {}
     for path, _, plan in plans:
-        for (_, sequence), heldout in zip(
-            read_sequences(path, settings.sequence_column), plan["heldout"].tolist(), strict=True
+        for (_, sequence, genome), heldout in zip(
+            read_genomes(path, settings.sequence_column), plan["heldout"].tolist(), strict=True
         ):
+            number = numbers.setdefault(genome, len(numbers))
             parts = split_runs(acgt_runs(sequence, settings.min_run_length), heldout)
             for split, runs in zip(("train", "validation"), parts, strict=True):
                 for start, end in runs:
-                    yield split, sequence[start:end]
+                    yield (split, number), sequence[start:end]
 
 
 def _tokenise_runs(
-    runs: Iterable[tuple[str, bytes]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, progress: tqdm
-) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yield (split, length in bp, token ids) of every run; runs are encoded in pieces, many pieces at once."""
+    runs: Iterable[tuple[Place, bytes]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, progress: tqdm
+) -> Iterator[tuple[Place, int, np.ndarray]]:
+    """Yield (place, length in bp, token ids) of every run; runs are encoded in pieces, many pieces at once."""
     from tokenization.encoder import Encoder  # compiles or loads its loops: only for the process that builds
 
     encoder = Encoder(tokenizer.backend_tokenizer)
@@ -306,22 +342,22 @@ def _tokenise_runs(
     length = 0
     for batch in _piece_batches(runs):
         token_ids, offsets = encoder.encode_batch([piece for _, piece, _ in batch])
-        for (split, piece, ends_run), start, end in zip(batch, offsets[:-1], offsets[1:], strict=True):
+        for (place, piece, ends_run), start, end in zip(batch, offsets[:-1], offsets[1:], strict=True):
             done.append(token_ids[start:end].astype(dtype))
             length += len(piece)
             progress.update(len(piece))
             if ends_run:
-                yield split, length, np.concatenate(done)
+                yield place, length, np.concatenate(done)
                 done, length = [], 0
 
 
-def _piece_batches(runs: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes, bool]]]:
-    """Lists of (split, piece of a run, whether the run ends here), about BATCH_LENGTH bp each."""
+def _piece_batches(runs: Iterable[tuple[Place, bytes]]) -> Iterator[list[tuple[Place, bytes, bool]]]:
+    """Lists of (place, piece of a run, whether the run ends here), about BATCH_LENGTH bp each."""
     batch, length = [], 0
-    for split, run in runs:
+    for place, run in runs:
         for start in range(0, len(run), PIECE_LENGTH):
             piece = run[start : start + PIECE_LENGTH]
-            batch.append((split, piece, start + PIECE_LENGTH >= len(run)))
+            batch.append((place, piece, start + PIECE_LENGTH >= len(run)))
             length += len(piece)
             if length >= BATCH_LENGTH:
                 yield batch
@@ -338,6 +374,7 @@ class _WindowWriter:
         self.window_length = settings.max_seq_length - SPECIAL_TOKENS_PER_WINDOW
         self.min_run_length = settings.min_run_length
         self.offsets = array("q", [0])
+        self.genomes = array("i")
         self.base_pairs = self.short = 0
         self.file = open(folder / f"{split}.tokens.npy", "wb")
         self._write_header(0)
@@ -346,8 +383,8 @@ class _WindowWriter:
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (count,)}
         np.lib.format.write_array_header_1_0(self.file, header)
 
-    def add(self, token_ids: np.ndarray, length: int):
-        """Share the tokens of a run of `length` bp out over windows of nearly equal length."""
+    def add(self, token_ids: np.ndarray, length: int, genome: int):
+        """Share the tokens of a run of `length` bp of a genome out over windows of nearly equal length."""
         if length < self.min_run_length:  # what the border of the held-out part cut off
             self.short += length
             return
@@ -355,6 +392,7 @@ class _WindowWriter:
         windows = -(-len(token_ids) // self.window_length)
         ends = np.arange(1, windows + 1, dtype=np.int64) * len(token_ids) // windows
         self.offsets.extend((self.offsets[-1] + ends).tolist())
+        self.genomes.extend([genome] * windows)
         self.base_pairs += length
 
     def close(self) -> dict[str, int]:
@@ -366,6 +404,7 @@ class _WindowWriter:
             raise RuntimeError(f"the header of {self.file.name} changed its length from {header_length} bytes")
         self.file.close()
         np.save(self.folder / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64), allow_pickle=False)
+        np.save(self.folder / f"{self.split}.genomes.npy", np.array(self.genomes, dtype=np.int32), allow_pickle=False)
         return {
             "windows": len(self.offsets) - 1,
             "tokens": count,

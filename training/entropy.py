@@ -1,5 +1,7 @@
 """What token frequencies alone achieve: the lines that a masked-language model must fall below."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from training.data import MlmDataset, TokenStore
@@ -25,7 +27,10 @@ def frequency_baselines(train: TokenStore, heldout: MlmDataset, vocab_size: int)
     token_counts = np.zeros(vocab_size, dtype=np.int64)
     left_counts = np.zeros(vocab_size, dtype=np.int64)
     pair_counts = np.zeros(len(pairs), dtype=np.int64)
-    for previous, token in _training_pairs(train, heldout.cls_id):
+    for tokens, offsets in training_blocks(train):
+        token = tokens.astype(np.int64)
+        previous = np.roll(token, 1)
+        previous[offsets[:-1]] = heldout.cls_id
         token_counts += np.bincount(token, minlength=vocab_size)
         left_counts += np.bincount(previous, minlength=vocab_size)
         codes = previous * vocab_size + token
@@ -53,14 +58,11 @@ def _targets(heldout: MlmDataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(left), np.concatenate(target)
 
 
-def _training_pairs(train: TokenStore, cls_id: int):
-    """Blocks of (left neighbour, token) of the training windows, [CLS] before the first token of each."""
+def training_blocks(train: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens of training windows and the windows' offsets, in blocks evenly spread over at most FIT_TOKENS tokens."""
     windows_per_block = max(1, BLOCK * len(train) // max(1, len(train.tokens)))
     starts = np.arange(0, len(train), windows_per_block)
     keep = max(1, min(len(starts), FIT_TOKENS // BLOCK))
     for start in starts[np.linspace(0, len(starts) - 1, keep).round().astype(np.int64)].tolist():
         offsets = train.offsets[start : start + windows_per_block + 1]
-        token = train.tokens[offsets[0] : offsets[-1]].astype(np.int64)
-        previous = np.roll(token, 1)
-        previous[offsets[:-1] - offsets[0]] = cls_id
-        yield previous, token
+        yield train.tokens[offsets[0] : offsets[-1]], offsets - offsets[0]

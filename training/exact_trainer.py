@@ -11,10 +11,13 @@ from training.checkpoints import (
     SETTINGS_FILE,
     how_to_go_on,
     load_optimizer,
+    load_scaler,
+    load_sharded_weights,
     make_self_contained,
     mark_complete,
     remove_old_checkpoints,
     save_optimizer,
+    save_scaler,
     write_json,
 )
 from training.data import EpochSampler
@@ -94,16 +97,30 @@ class ExactTrainer(Trainer):
                 remove_old_checkpoints(self.args.output_dir, self.keep_checkpoints, self.state.best_model_checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir):
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # sharded: their own formats
+        if self.is_deepspeed_enabled:  # its own format, sharded
             super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            save_optimizer(output_dir, self.optimizer, self.lr_scheduler)
+        else:
+            save_optimizer(output_dir, self.model, self.optimizer, self.lr_scheduler, self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
-            load_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
+            load_optimizer(checkpoint, self.model, self.optimizer, self.lr_scheduler)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            load_sharded_weights(resume_from_checkpoint, self.model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_scaler(self, output_dir):
+        if self.accelerator.scaler is not None and self.args.should_save:
+            save_scaler(output_dir, self.accelerator.scaler)
+
+    def _load_scaler(self, checkpoint):
+        if self.accelerator.scaler is not None and checkpoint is not None:
+            load_scaler(checkpoint, self.accelerator.scaler)
 
     def _save_rng_state(self, output_dir):
         """Nothing to save: every random number is a function of seed, step and sample."""

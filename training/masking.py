@@ -79,6 +79,11 @@ class TokenMasker:
         drawn = self.ordinary_ids[(replacement * len(self.ordinary_ids)).astype(np.int64)]
         return np.where(to_random, drawn, masked), labels
 
+    def random_place(self, epoch: int, sample: int, places: int) -> int:
+        """A number from 0 to places - 1 that depends on (seed, epoch, sample)."""
+        bits = np.random.Philox(key=[self.seed, epoch], counter=[0, 0, sample, 1])
+        return int((int(bits.random_raw()) * places) >> 64)
+
     def _uniform(self, epoch: int, sample: int, length: int) -> np.ndarray:
         """(3, length) numbers in [0, 1), from raw bits, whose stream numpy promises never to change."""
         bits = np.random.Philox(key=[self.seed, epoch], counter=[0, 0, sample, 0])

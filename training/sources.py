@@ -20,6 +20,7 @@ from tokenization.alphabet import normalize
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas")
 TEXT_SUFFIXES = (".txt", ".text", ".seq")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+GENOME_COLUMN = "species"  # of Parquet files: what tells genomes apart
 COMPRESSED_SUFFIXES = (".gz", ".bgz")
 SPLIT_SEED = 0  # the held-out part does not depend on --seed, so that seeds can be compared
 
@@ -39,31 +40,42 @@ def read_sequences(path: str | Path, sequence_column: str = "sequence") -> Itera
         SequenceFileError, corpus.fasta.FastaError: missing, damaged or unknown file, absent column, a character
             that is no nucleotide; names file, line and value.
     """
+    for name, sequence, _ in read_genomes(path, sequence_column):
+        yield name, sequence
+
+
+def read_genomes(path: str | Path, sequence_column: str = "sequence") -> Iterator[tuple[str, bytes, str]]:
+    """
+    As `read_sequences`, with the name of the genome: the `species` column of a Parquet file, else the file's path.
+    """
     path = Path(path)
+    try:
+        for name, letters, *species in _read_rows(path, sequence_column):
+            try:
+                sequence = normalize(letters)
+            except ValueError as error:
+                raise SequenceFileError(f"{path}, {name}: {error}") from None
+            if sequence:
+                yield name, sequence, species[0] if species else str(path)
+    except OSError as error:
+        raise SequenceFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_rows(path: Path, sequence_column: str) -> Iterator[tuple]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED_SUFFIXES]
     suffix = suffixes[-1] if suffixes else ""
     if suffix in FASTA_SUFFIXES:
-        for record in read_fasta(path):
-            yield record.name, normalize(record.sequence)
-        return
+        return ((record.name, record.sequence) for record in read_fasta(path))
     if not path.is_file():
         raise SequenceFileError(f"{path}: no such file")
     if suffix in TEXT_SUFFIXES:
-        rows = _read_text(path)
-    elif suffix in DELIMITERS:
-        rows = _read_delimited(path, DELIMITERS[suffix], sequence_column)
-    elif suffix == ".parquet":
-        rows = _read_parquet(path, sequence_column)
-    else:
-        known = ", ".join([*FASTA_SUFFIXES, *TEXT_SUFFIXES, *DELIMITERS, ".parquet"])
-        raise SequenceFileError(f"{path}: unknown kind of file {suffix!r}; known are {known} (also with .gz)")
-    for name, letters in rows:
-        try:
-            sequence = normalize(letters)
-        except ValueError as error:
-            raise SequenceFileError(f"{path}, {name}: {error}") from None
-        if sequence:
-            yield name, sequence
+        return _read_text(path)
+    if suffix in DELIMITERS:
+        return _read_delimited(path, DELIMITERS[suffix], sequence_column)
+    if suffix == ".parquet":
+        return _read_parquet(path, sequence_column)
+    known = ", ".join([*FASTA_SUFFIXES, *TEXT_SUFFIXES, *DELIMITERS, ".parquet"])
+    raise SequenceFileError(f"{path}: unknown kind of file {suffix!r}; known are {known} (also with .gz)")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -101,7 +113,7 @@ def _read_delimited(path: Path, delimiter: str, column: str) -> Iterator[tuple[s
         raise SequenceFileError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, str]]:
+def _read_parquet(path: Path, column: str) -> Iterator[tuple]:
     import pyarrow
     import pyarrow.parquet
 
@@ -109,13 +121,14 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, str]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
                 raise _absent_column(path, column, file.schema_arrow.names)
+            columns = [column, *({GENOME_COLUMN} & set(file.schema_arrow.names))]
             number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                for value, *species in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                     number += 1
                     if not isinstance(value, str | bytes):
                         raise SequenceFileError(f"{path}, row {number}: column {column!r} holds {value!r}, no sequence")
-                    yield f"row {number}", value
+                    yield f"row {number}", value, *map(str, species)
     except pyarrow.ArrowException as error:
         raise SequenceFileError(f"{path}: not a readable Parquet file ({error})") from None
 

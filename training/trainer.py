@@ -9,11 +9,15 @@ from transformers import PreTrainedTokenizerBase, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from training.arguments import PretrainingArguments
-from training.callbacks import Stopwatch, TrainingProgress
+from training.batches import BatchPlan, LengthSchedule, Passes, PassSampler
+from training.callbacks import TrainingProgress
 from training.collator import MlmCollator
-from training.data import EpochSampler, MlmDataset
+from training.data import MlmDataset
 from training.exact_trainer import ExactTrainer
+from training.markov import base_pairs_of_tokens
 from training.masking import IGNORED
+from training.speed import Speedometer, Stopwatch, TokenCounter, matmul_peak, training_flops
+from training.stopping import StepGuard
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +29,12 @@ class MlmTrainer(ExactTrainer):
     What differs from ExactTrainer:
     - masks are functions of (seed, epoch, sample): they too are the same after an interruption;
     - the evaluation loss is the mean over all masked tokens, not over batches, with the same masks every time;
-    - tokens/s and base pairs/s are counted without padding.
+    - tokens/s, base pairs/s and MFU are counted without padding, whose share is reported;
+    - a loss that jumps or is no number stops training before it changes the weights, with the batch saved.
 
     Args:
+        plan: which sequences make up each step and each forward pass.
+        schedule: longest sequence by step.
         tokenizer, settings: saved with every checkpoint, settings as run_settings.json.
         packing: train on packed instead of padded batches.
     """
@@ -42,29 +49,51 @@ class MlmTrainer(ExactTrainer):
         eval_dataset: MlmDataset | None,
         tokenizer: PreTrainedTokenizerBase,
         settings: dict,
+        plan: BatchPlan,
+        schedule: LengthSchedule,
         packing: bool = False,
     ):
+        flops = training_flops(model)  # before it is sharded
+        self.plan = plan
+        self.schedule = schedule
         super().__init__(
             model=model,
             args=args,
-            sampler=EpochSampler(len(train_dataset), args.global_batch_size, args.seed),
+            sampler=PassSampler(plan),
             tokenizer=tokenizer,
             settings=settings,
             data_collator=MlmCollator(tokenizer.pad_token_id, packing=packing),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
         )
-        self.base_pairs_per_token = train_dataset.store.base_pairs_per_token
         self.stopwatch = Stopwatch()
-        self.session_tokens = 0  # counted in this process group since start
-        self._logged_tokens, self._logged_seconds = 0, 0.0
-        self._uncounted_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
+        self.counter = TokenCounter(args.device)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        peak = matmul_peak(args.device.type, dtype) * args.world_size if args.do_train else math.inf
+        self.speedometer = Speedometer(train_dataset.store.base_pairs_per_token, flops, peak)
+        self.guard = StepGuard(self, args.max_loss_jump)
         self.add_callback(self.stopwatch)
+        self.add_callback(self.guard)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(TrainingProgress)
 
     # -- data ------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """One item is the batch of one forward pass; accelerate deals the passes out to the processes."""
+        args = self.args
+        loader = torch.utils.data.DataLoader(
+            Passes(self.train_dataset, self.plan, self.schedule, self.data_collator),
+            batch_size=1,
+            sampler=self.sampler,
+            collate_fn=_only,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As Trainer's, but always padded: batches of the evaluation are gathered by row."""
@@ -78,37 +107,30 @@ class MlmTrainer(ExactTrainer):
     # -- training --------------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """As ExactTrainer's; counts the tokens."""
-        mask = inputs.get("attention_mask")
-        self._uncounted_tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def count_tokens(self):
-        """Add the tokens of all processes to the state. Every process must call it; it waits for the device."""
-        tokens = int(self.accelerator.reduce(self._uncounted_tokens, reduction="sum"))
-        self._uncounted_tokens.zero_()
-        self.state.num_input_tokens_seen += tokens
-        self.session_tokens += tokens
+        """As ExactTrainer's; counts the tokens and lets the guard see the loss."""
+        self.counter.add(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.guard.add(inputs, loss)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """As Trainer's; adds the tokens seen, and since the last entry tokens/s and base pairs/s."""
+        """As Trainer's; adds the tokens seen, and since the last entry tokens/s, base pairs/s, MFU, padding share."""
         self.count_tokens()
         logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
         if "loss" in logs:
-            seconds = max(self.stopwatch.seconds - self._logged_seconds, 1e-9)
-            logs["tokens_per_second"] = (self.session_tokens - self._logged_tokens) / seconds
-            logs["base_pairs_per_second"] = logs["tokens_per_second"] * self.base_pairs_per_token
-            self._logged_tokens, self._logged_seconds = self.session_tokens, self.stopwatch.seconds
+            logs |= self.speedometer.since_last(self.counter.totals, self.stopwatch.seconds)
         super().log(logs)
 
+    def count_tokens(self):
+        """Add the tokens of all processes to the state. Every process must call it; it waits for the device."""
+        self.state.num_input_tokens_seen += self.counter.collect(self.accelerator)
+
     def throughput(self) -> dict[str, float]:
-        """Mean tokens/s and base pairs/s of the training steps of this session."""
+        """Means over the training steps of this session: tokens/s, base pairs/s, MFU, padding share."""
         self.count_tokens()
-        rate = self.session_tokens / max(self.stopwatch.seconds, 1e-9)
-        return {
-            "train_tokens_per_second": rate,
-            "train_base_pairs_per_second": rate * self.base_pairs_per_token,
-            "train_tokens_seen": self.state.num_input_tokens_seen,
+        rates = self.speedometer.rates(self.counter.totals, self.stopwatch.seconds)
+        return {f"train_{name}": value for name, value in rates.items()} | {
+            "train_tokens_seen": self.state.num_input_tokens_seen
         }
 
     # -- evaluation ------------------------------------------------------------------------------------------------
@@ -116,32 +138,37 @@ class MlmTrainer(ExactTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """Loss (nats per masked token), masked-token accuracy, perplexity and bits per base; exact over processes."""
+        """
+        Loss (nats per masked token), masked-token accuracy, perplexity and bits per base; exact over processes.
+
+        Bits per base: the loss in bits, summed over the masked tokens, over the bases of these tokens.
+        """
         model = self._wrap_model(self.model, training=False)
         if not self.accelerator._models and model is self.model:  # evaluation without training
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        totals = torch.zeros(4, dtype=torch.float64)
+        base_pairs = torch.from_numpy(base_pairs_of_tokens(self.tokenizer)).to(self.args.device)
+        totals = torch.zeros(5, dtype=torch.float64)
         start = time.perf_counter()
         for inputs in dataloader:
             with torch.no_grad():
-                sums = _masked_token_sums(model, self._prepare_inputs(inputs))
+                sums = _masked_token_sums(model, self._prepare_inputs(inputs), base_pairs)
             # Rows that fill up the last batch for an even number per process are taken off again here.
             totals += self.accelerator.gather_for_metrics(sums).cpu().double().sum(0)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         seconds = time.perf_counter() - start
-        nats, correct, targets, tokens = totals.tolist()
+        nats, correct, targets, tokens, target_base_pairs = totals.tolist()
         loss = nats / targets
-        store = dataloader.dataset.store
         metrics = {
             "loss": loss,
             "accuracy": correct / targets,
             "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_base": loss / math.log(2) / store.base_pairs_per_target,
+            "bits_per_base": nats / math.log(2) / target_base_pairs,
             "masked_tokens": int(targets),
+            "masked_base_pairs": int(target_base_pairs),
             "tokens_per_second": tokens / seconds,
-            "base_pairs_per_second": tokens / seconds * store.base_pairs_per_token,
+            "base_pairs_per_second": tokens / seconds * dataloader.dataset.store.base_pairs_per_token,
         }
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
@@ -151,8 +178,13 @@ class MlmTrainer(ExactTrainer):
         super()._save_checkpoint(model, trial)
 
 
-def _masked_token_sums(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(batch, 4): per row the summed -log p of the targets, correct predictions, targets, and tokens."""
+def _only(batches: list):
+    """The one item of a list."""
+    return batches[0]
+
+
+def _masked_token_sums(model, inputs: dict[str, torch.Tensor], base_pairs: torch.Tensor) -> torch.Tensor:
+    """(batch, 5): per row the summed -log p of the targets, correct predictions, targets, tokens, bp of the targets."""
     labels = inputs.pop("labels")
     logits = model(**inputs).logits
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
@@ -160,7 +192,9 @@ def _masked_token_sums(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     scores = logits[rows, columns].float()
     nats = torch.nn.functional.cross_entropy(scores, targets, reduction="none")
     correct = (scores.argmax(-1) == targets).float()
-    sums = torch.zeros(len(labels), 4, device=labels.device)
-    sums.index_add_(0, rows, torch.stack((nats, correct, torch.ones_like(nats), torch.zeros_like(nats)), dim=1))
+    none = torch.zeros_like(nats)
+    sums = torch.zeros(len(labels), 5, device=labels.device)
+    columns = (nats, correct, torch.ones_like(nats), none, base_pairs[targets].to(nats))
+    sums.index_add_(0, rows, torch.stack(columns, dim=1))
     sums[:, 3] = inputs["attention_mask"].sum(1)
     return sums

@@ -1,6 +1,9 @@
 """training.data: every base in exactly one window, kept on disk, reused, sampled by (epoch, index)."""
 
+import itertools
+
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +134,32 @@ def test_impossible_settings_are_refused(options, message):
         DataSettings(**options)
 
 
+# -- genomes ------------------------------------------------------------------------------------------------------
+
+
+def genome_numbers(store) -> list[int]:
+    return [int(number) for number, _ in itertools.groupby(store.genomes)]
+
+
+def test_each_file_is_a_genome(tmp_path, tokenizer):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.fa").write_text("".join(f">{i}\n{random_dna(500, i)}\n" for i in range(3)))
+    settings = DataSettings(max_seq_length=32, validation_split_percentage=0)
+    train, _, _ = prepare_data([tmp_path / "b.fa", tmp_path / "a.fa"], [], tokenizer, settings, tmp_path / "cache")
+    assert genome_numbers(train) == [0, 1]
+    assert len(train.genomes) == len(train) == len(train.lengths)
+
+
+def test_in_parquet_files_the_species_are_the_genomes(tmp_path, tokenizer):
+    for name, species in (("1", ["mouse", "yeast"]), ("2", ["yeast", "mouse"])):
+        table = pyarrow.table({"sequence": [random_dna(300, 1), random_dna(300, 2)], "species": species})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    settings = DataSettings(max_seq_length=1000, validation_split_percentage=0)
+    files = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    train, _, _ = prepare_data(files, [], tokenizer, settings, tmp_path / "cache")
+    assert train.genomes.tolist() == [0, 1, 1, 0]
+
+
 # -- the cache -----------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +259,7 @@ def test_the_epoch_travels_with_the_key(dataset):
 def test_a_limit_takes_windows_evenly_from_the_whole_store(dataset):
     limited = MlmDataset(dataset.store, dataset.masker, 1, 2, limit=3)
     last = len(dataset) - 1
-    assert limited.indices.tolist() == [0, round(last / 2), last]
+    assert limited.indices.tolist() == [0, round(last / 2), last] and len(limited) == len(limited.lengths) == 3
     assert len(MlmDataset(dataset.store, dataset.masker, 1, 2, limit=10**9)) == len(dataset)
 
 
@@ -253,3 +282,17 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert order(0, 3) == order(0, 3)
     assert order(0, 3) != order(0, 4)
     assert order(0, 3) != order(1, 3)
+
+
+def test_a_longest_length_cuts_a_piece_that_depends_on_the_epoch(dataset, tokenizer):
+    def unmasked(epoch, max_length):
+        sample = dataset[epoch, 7, max_length]
+        return np.where(sample["labels"] == IGNORED, sample["input_ids"], sample["labels"]).tolist()
+
+    whole, cut = dataset.store[7].tolist(), [unmasked(epoch, 12) for epoch in range(20)]
+    places = [whole[start : start + 10] for start in range(len(whole) - 9)]
+    assert all(piece[0] == tokenizer.cls_token_id and piece[-1] == tokenizer.sep_token_id for piece in cut)
+    assert all(piece[1:-1] in places for piece in cut)
+    assert len({places.index(piece[1:-1]) for piece in cut}) > 5
+    assert cut[0] == unmasked(0, 12)
+    assert unmasked(0, 10**6) == unmasked(0, None)

@@ -20,10 +20,12 @@ def test_table_and_picture(tmp_path):
         ("10", "1000", "", "6.25"),
     ]
     assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss_curve.csv", "loss_curve.png"]
+    assert (tmp_path / "speed_curve.png").read_bytes().startswith(b"\x89PNG")
+    names = ["loss_curve.csv", "loss_curve.png", "speed_curve.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-def test_a_run_without_any_entry_still_writes_both(tmp_path):
+def test_a_run_without_any_entry_still_writes_all(tmp_path):
     write_loss_curve([], {}, tmp_path)
     assert (tmp_path / "loss_curve.csv").read_text().startswith("step,tokens,train_loss")
     assert (tmp_path / "loss_curve.png").stat().st_size > 0

@@ -21,7 +21,6 @@ from tests.training.conftest import MERGES, random_dna
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
 from training import loss_curve
 from training.checkpoints import COMPLETE, save_optimizer
-from training.data import EpochSampler
 from training.trainer import MlmTrainer
 
 
@@ -29,6 +28,7 @@ from training.trainer import MlmTrainer
 def without_pictures(monkeypatch):
     """Drawing takes longer than training here."""
     monkeypatch.setattr(loss_curve, "_draw", lambda *_: None)
+    monkeypatch.setattr(loss_curve, "_draw_speed", lambda *_: None)
 
 
 ROOT = Path(run_mlm.__file__).parent
@@ -124,15 +124,15 @@ def test_a_run_learns_and_writes_results_curve_and_model(settings, monkeypatch):
 def test_nothing_written_is_a_pickle(settings):
     folder = run(settings)
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert kinds == {".safetensors", ".json", ".npy", ".csv", ".py"}
+    assert kinds == {".safetensors", ".json", ".npy", ".csv", ".py", ".md"}
 
 
 def test_evaluation_is_the_mean_over_all_masked_tokens(settings, tokenizer):
     folder = run(settings, per_device_eval_batch_size=3)
     model = StrandBertForMaskedLM.from_pretrained(folder).eval()
-    _, data_args, args = run_mlm.parse_arguments(flags(settings))
+    _, data_args, args = run_mlm.parse_arguments(flags(settings), "")
     _, dataset, _ = run_mlm.load_datasets(data_args, args, tokenizer)
-    nats, correct, count = 0.0, 0, 0
+    nats, correct, count, bases = 0.0, 0, 0, 0
     for index in range(len(dataset)):
         sample = {name: torch.from_numpy(values)[None] for name, values in dataset[index].items()}
         targets = sample["labels"] != -100
@@ -140,20 +140,22 @@ def test_evaluation_is_the_mean_over_all_masked_tokens(settings, tokenizer):
         nats -= scores.gather(1, sample["labels"][targets][:, None]).sum().item()
         correct += (scores.argmax(-1) == sample["labels"][targets]).sum().item()
         count += int(targets.sum())
+        bases += sum(map(len, tokenizer.convert_ids_to_tokens(sample["labels"][targets].tolist())))
     found = results(folder)
     assert found["eval_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert found["eval_accuracy"] == pytest.approx(correct / count)
     assert found["eval_masked_tokens"] == count
-    bases_per_token = dataset.store.base_pairs / len(dataset.store.tokens)
-    assert found["eval_bits_per_base"] == pytest.approx(found["eval_loss"] / math.log(2) / bases_per_token)
+    assert found["eval_masked_base_pairs"] == bases
+    assert found["eval_bits_per_base"] == pytest.approx(nats / math.log(2) / bases, rel=1e-5)
 
 
 def test_tokens_are_counted_without_padding(settings, tokenizer):
     folder = run(settings, max_steps=10)
-    _, data_args, args = run_mlm.parse_arguments(flags(settings))
+    _, data_args, args = run_mlm.parse_arguments(flags(settings), "")
     dataset, _, _ = run_mlm.load_datasets(data_args, args, tokenizer)
-    one_epoch = EpochSampler(len(dataset), 8, args.seed)
-    assert results(folder)["train_tokens_seen"] == sum(len(dataset.window(index)) for _, index in one_epoch)
+    plan = run_mlm.make_plan(data_args, args, dataset)
+    one_epoch = [index for step in range(10) for index in plan.step(0, step)]
+    assert results(folder)["train_tokens_seen"] == sum(len(dataset.window(index)) for index in one_epoch)
 
 
 def test_a_checkpoint_loads_in_a_fresh_process_without_the_checkout(settings, tmp_path):
@@ -412,7 +414,9 @@ if moment == "training":
     )
 else:  # weights and optimiser are on disk, the mark of completeness is not
     mark_complete = training.exact_trainer.mark_complete
-    training.exact_trainer.mark_complete = lambda folder: die() if folder.name.endswith(f"-{step}") else mark_complete(folder)
+    training.exact_trainer.mark_complete = lambda folder: (
+        die() if folder.name.endswith(f"-{step}") else mark_complete(folder)
+    )
 run_mlm.main(sys.argv[3:])
 """
 

@@ -1,0 +1,276 @@
+"""The settings of run_mlm.py: flags, a file, or a recipe with flags over it; and whether they make sense together."""
+
+import argparse
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.trainer_utils import IntervalStrategy
+
+from modeling.alibi_attention import check_backend
+from training.arguments import PretrainingArguments
+from training.batches import SEQUENCE_ORDERS, LengthSchedule
+from training.checkpoints import SETTINGS_FILE
+from training.storage import check_writable
+
+logger = logging.getLogger("run_mlm")
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = Path(__file__).parent / "recipes"
+RECIPE_PATHS = ("config_name", "tokenizer_name")  # settings of a recipe that may name a folder of this checkout
+DATA_FOLDER = "data"
+GPU_BACKENDS = ("flash_attention_2", "alibi_triton")
+# Settings on which the trained weights depend.
+RESULT_SETTINGS = set(
+    "train_file validation_file validation_split_percentage sequence_column max_seq_length min_run_length "
+    "mlm_probability mask_replace_prob random_replace_prob sequence_order sequence_length_schedule streaming "
+    "max_train_samples seed global_batch_size global_batch_tokens learning_rate lr_scheduler_type warmup_ratio "
+    "warmup_steps max_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm "
+    "bf16 fp16 low_precision_layernorm".split()
+)
+
+
+class SettingsError(ValueError):
+    """Settings that contradict each other or name something that is not there; the message says what to change."""
+
+
+@dataclass
+class ModelArguments:
+    """Which model and tokenizer."""
+
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": f"settings to start from: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}, or a "
+            ".yaml file; flags override them"
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "StrandBERT model (folder or Hub name) to go on from; default: from scratch"}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "folder or config.json that describes the new model, when there is no model"}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "tokenizer (folder or Hub name); default: that of the model or config"}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "how attention is computed: auto, eager, sdpa, alibi_banded, flash_attention_2 or alibi_triton, "
+            "with the same result. Default: auto, which takes flash_attention_2 where it is installed and the run is "
+            "on a GPU in bf16 or fp16; else sdpa for sequences shorter than 1,024 tokens and alibi_banded above"
+        },
+    )
+    low_precision_layernorm: bool = field(
+        default=False,
+        metadata={"help": "with --bf16 or --fp16: LayerNorm in that precision as well (DNABERT-2 section 3.2)"},
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which sequences, and how they are cut, ordered and masked."""
+
+    train_file: list[str] = field(
+        metadata={"help": "one or several files of sequences to train on; a folder stands for its Parquet files"}
+    )
+    validation_file: list[str] = field(
+        default_factory=list, metadata={"help": "files to evaluate on; default: a part of the training files"}
+    )
+    validation_split_percentage: float = field(
+        default=5.0, metadata={"help": "percent of each training file held out without --validation_file; 0 for none"}
+    )
+    sequence_column: str = field(default="sequence", metadata={"help": "column of CSV, TSV and Parquet files"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read Parquet files while training instead of tokenising them first; each process reads its own "
+            "part. A row is one sequence; of one that is longer than --max_seq_length another piece is cut every epoch"
+        },
+    )
+    max_seq_length: int = field(
+        default=128, metadata={"help": "tokens per window, [CLS] and [SEP] included; any length (ALiBi has no limit)"}
+    )
+    min_run_length: int = field(
+        default=50,
+        metadata={
+            "help": "shortest run in bp to use. A run is a stretch of A, C, G and T without a break; N, any other "
+            "ambiguous base, and the end of a sequence end it. Shorter runs are dropped"
+        },
+    )
+    sequence_order: str = field(
+        default="random",
+        metadata={
+            "help": "random; length: sequence-length warm-up as in dnaGrinder, genomes (files, or the species of "
+            "Parquet files) in the given order, inside each by number of tokens; file: as the files hold them",
+            "choices": list(SEQUENCE_ORDERS),
+        },
+    )
+    sequence_length_schedule: list[str] = field(
+        default_factory=list,
+        metadata={"help": "longest sequence by step, as STEP:TOKENS; 0:64 5000:128 cuts to 64 tokens before step 5000"},
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "share of the tokens to predict"})
+    mask_replace_prob: float = field(default=0.8, metadata={"help": "share of these that become [MASK]"})
+    random_replace_prob: float = field(
+        default=0.1, metadata={"help": "share of these that become a random token; the rest stays as it is"}
+    )
+    packing: bool = field(default=False, metadata={"help": "lay sequences end to end instead of padding them"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use at most this many training windows"})
+    max_eval_samples: int | None = field(
+        default=2048, metadata={"help": "use at most this many evaluation windows, spread evenly; 0 for all"}
+    )
+    data_cache_dir: str | None = field(
+        default=None, metadata={"help": f"where tokenised data are kept; default: OUTPUT_DIR/{DATA_FOLDER}"}
+    )
+
+    def __post_init__(self):
+        self.train_file = _parquet_of_folders(self.train_file)
+        self.validation_file = _parquet_of_folders(self.validation_file)
+
+
+def _parquet_of_folders(paths: str | list[str]) -> list[str]:
+    found = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        inside = sorted(str(file) for file in Path(path).rglob("*.parquet")) if Path(path).is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path}: a folder without Parquet files; name the files of sequences")
+        found += inside
+    return found
+
+
+def parse_arguments(argv: list[str], description: str) -> tuple[ModelArguments, DataArguments, PretrainingArguments]:
+    """
+    Read flags, or one .json or .yaml file that holds all of them; a recipe comes first where one is named.
+
+    Raises:
+        SettingsError: naming the file and the wrong key or value.
+    """
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, PretrainingArguments),
+        usage="run_mlm.py [--flag value ...] | settings.json | settings.yaml    (--help lists the flags)",
+        description=description,
+        formatter_class=_HelpFormatter,
+    )
+    try:
+        if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+            content = _read_settings(Path(argv[0]))
+            return parser.parse_dict(_read_recipe(content.get("recipe")) | content)
+        name_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        name_parser.add_argument("--recipe")
+        flags = _as_flags(_read_recipe(name_parser.parse_known_args(argv)[0].recipe))
+        return parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
+    except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"{argv[0]}: {error}" if len(argv) == 1 else str(error)) from None
+
+
+def _read_settings(path: Path) -> dict:
+    content = yaml.safe_load(path.read_text())  # JSON is YAML
+    if not isinstance(content, dict):
+        raise ValueError("a file of settings holds lines of the form name: value")
+    return content
+
+
+def _read_recipe(name: str | None) -> dict:
+    if name is None:
+        return {}
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        raise SettingsError(f"no recipe {name!r}; there are {known}, or name a .yaml file")
+    content = _read_settings(path)
+    for key in RECIPE_PATHS:
+        if key in content and not Path(content[key]).exists() and (ROOT / content[key]).exists():
+            content[key] = str(ROOT / content[key])
+    return content
+
+
+def _as_flags(settings: dict) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the description and shows defaults; of flags without one the text says what happens."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+def check_settings(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+    """
+    Find what would stop the run later; without data to evaluate on, turn evaluation off.
+
+    Raises:
+        SettingsError: settings that contradict each other, or ask for what this machine does not have.
+        StorageError: an output folder that cannot be written to.
+    """
+    check_writable(args.output_dir, "--output_dir")
+    backend = model_args.attn_implementation
+    try:
+        check_backend(backend)
+        LengthSchedule(data_args.sequence_length_schedule)
+    except (ValueError, ImportError) as error:
+        raise SettingsError(str(error)) from None
+    half = args.bf16 or args.fp16
+    if backend in GPU_BACKENDS and args.device.type != "cuda":
+        raise SettingsError(f"--attn_implementation {backend} runs on CUDA only, this run is on {args.device.type}")
+    if backend == "flash_attention_2" and not half:
+        raise SettingsError(f"--attn_implementation {backend} computes in half precision; add --bf16 or --fp16")
+    if model_args.low_precision_layernorm and not half:
+        raise SettingsError("--low_precision_layernorm follows the precision of training; add --bf16 or --fp16")
+    if args.global_batch_tokens and not data_args.packing:
+        raise SettingsError("--global_batch_tokens counts tokens without padding; add --packing")
+    if data_args.packing and args.n_gpu > 1:
+        raise SettingsError("--packing needs one process per GPU; start with accelerate launch or torchrun")
+    if data_args.streaming:
+        _check_streaming(data_args, args)
+    if data_args.validation_file or data_args.validation_split_percentage:
+        return
+    if args.load_best_model_at_end or args.save_strategy == "best":
+        raise SettingsError(
+            "the best model is found by evaluating, and nothing is held out for that: leave out "
+            "--load_best_model_at_end and --save_strategy best, or give --validation_file or a "
+            "--validation_split_percentage above 0"
+        )
+    args.eval_strategy, args.do_eval, args.eval_on_start = IntervalStrategy.NO, False, False
+
+
+def _check_streaming(data_args: DataArguments, args: PretrainingArguments):
+    other = [path for path in data_args.train_file if not path.endswith(".parquet")]
+    if other:
+        raise SettingsError(f"--streaming reads Parquet files; {other[0]} is none (python -m corpus.build makes them)")
+    if data_args.validation_split_percentage and not data_args.validation_file:
+        raise SettingsError(
+            "--streaming holds nothing out of the training files: give --validation_file, or "
+            "--validation_split_percentage 0 for no evaluation"
+        )
+    if data_args.sequence_order == "length" or args.global_batch_tokens or data_args.max_train_samples:
+        raise SettingsError(
+            "--streaming knows no lengths before it reads: leave out --global_batch_tokens and --max_train_samples; "
+            "for sequence-length warm-up order the files when they are built and take --sequence_order file"
+        )
+
+
+def run_settings(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> dict:
+    """Everything that the run was asked for, saved with every checkpoint."""
+    return {"model": asdict(model_args), "data": asdict(data_args), "training": json.loads(args.to_json_string())}
+
+
+def warn_of_changed_settings(checkpoint: str, settings: dict):
+    """Log each setting that differs from the checkpoint's and makes the continuation differ from one long run."""
+    path = Path(checkpoint) / SETTINGS_FILE
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for group, values in settings.items():
+        for name in RESULT_SETTINGS & values.keys():
+            old = before.get(group, {}).get(name, values[name])
+            if old != values[name]:
+                logger.warning("Resuming with --%s %s, but %s was saved with %s", name, values[name], checkpoint, old)
