@@ -64,7 +64,7 @@ def read_results(path: Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [column for column in KEY if column not in (reader.fieldnames or [])]
         if missing:

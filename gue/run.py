@@ -11,6 +11,7 @@ may share one --output_dir: each takes runs that no other has taken. Then: pytho
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -28,7 +29,7 @@ from gue.cost import count_cost
 from gue.results import COLUMNS, ResultsError, append_row, locked, read_results, row_key
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
 from tokenization.tokenizer_files import write_text_atomically
-from training.storage import StorageError, check_writable
+from training.storage import StorageError, check_writable, writing_into
 
 SCRIPT = Path(__file__).parents[1] / "run_classification.py"
 FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
@@ -84,18 +85,33 @@ def execute(arguments: argparse.Namespace, run: Run, lock) -> dict | None:
     folder = run.folder(arguments.output_dir)
     _check_same_settings(folder, arguments)
     line = command(arguments, run)
-    results = folder / "all_results.json"
+    log = folder / "log.txt"
+    results = _finished(folder, run)
+    if results:
+        return {"seconds": results.get("train_runtime", ""), **results}
     start = time.perf_counter()
-    if not results.exists():
-        with open(folder / "log.txt", "a", encoding="utf-8") as log:
-            keep = {"pass_fds": (lock.fileno(),)} if os.name != "nt" else {}
-            status = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **keep)
-        if status.returncode or not results.exists():
-            tail = "".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines(True)[-12:])
-            what = f"ended with status {status.returncode}" if status.returncode else f"wrote no {results.name}"
-            tqdm.write(f"{run}: {what}; {folder / 'log.txt'} ends with\n{tail}\n  {shlex.join(line)}")
-            return None
-    return {"seconds": round(time.perf_counter() - start, 1), **json.loads(results.read_text(encoding="utf-8"))}
+    with open(log, "a", encoding="utf-8") as file:
+        keep = {"pass_fds": (lock.fileno(),)} if os.name != "nt" else {}
+        status = subprocess.run(
+            line, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **keep
+        ).returncode
+    results = None if status else _finished(folder, run)
+    if results is None:
+        tail = "".join(log.read_text(encoding="utf-8", errors="replace").splitlines(True)[-12:])
+        what = f"ended with status {status}" if status else f"wrote no test_{run.task.metric} into all_results.json"
+        tqdm.write(f"{run}: {what}; {log} ends with\n{tail}\n  {shlex.join(line)}")
+        return None
+    return {"seconds": round(time.perf_counter() - start, 1), **results}
+
+
+def _finished(folder: Path, run: Run) -> dict | None:
+    """all_results.json, when it is whole and has the task's metric; a killed run may leave one without."""
+    try:
+        results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    value = results.get(f"test_{run.task.metric}")
+    return results if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _check_same_settings(folder: Path, arguments: argparse.Namespace):
@@ -124,9 +140,6 @@ def make_row(arguments: argparse.Namespace, run: Run, results: dict, cost: dict)
     """The row of the results file."""
     row = {column: results[column] for column in COLUMNS if column in results}
     row |= {key: value for key, value in cost.items() if value}
-    metric = f"test_{run.task.metric}"
-    if not isinstance(results.get(metric), int | float):
-        raise ResultsError(f"{run}: all_results.json has no number {metric!r}; it has {', '.join(results)}")
     rows = {f"{split}_rows": results.get(f"{split}_samples", "") for split in ("train", "test")}
     settings = shlex.join(arguments.settings)
     data = "published" if all_published(run.task, arguments.data_dir) else "other"
@@ -233,7 +246,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     cut = argv.index("--") if "--" in argv else len(argv)
     arguments = parser.parse_args(argv[:cut])
     arguments.settings = argv[cut + 1 :]
-    arguments.name = arguments.name or Path(arguments.model).name
+    arguments.name = arguments.name or Path(arguments.model).absolute().name
     arguments.results = arguments.results or arguments.output_dir / "results.csv"
     return parser, arguments
 
@@ -259,8 +272,9 @@ def main(argv: list[str] | None = None) -> int:
         for seed in dict.fromkeys(arguments.seeds)
     ]
     try:
-        run_grid(arguments, runs)
-    except ResultsError as error:
+        with writing_into(arguments.output_dir, lambda: "the same command goes on from here"):
+            run_grid(arguments, runs)
+    except (ResultsError, StorageError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")

@@ -1,5 +1,6 @@
 """The grid: complete, resumable after a kill, shared by several runners, and honest about what failed."""
 
+import errno
 import json
 import os
 import signal
@@ -140,10 +141,24 @@ def test_folder_begun_with_other_data_is_not_continued(flags, tmp_path, data_dir
         main([*flags, *output])
 
 
-def test_results_that_lack_the_tasks_metric_are_refused(flags, tmp_path, stand_in):
-    stand_in.write_text(stand_in.read_text().replace('"test_mcc"', '"test_matthews"'))
-    with pytest.raises(SystemExit, match="all_results.json has no number 'test_mcc'"):
-        main([*flags, "--output_dir", str(tmp_path / "out")])
+@pytest.mark.parametrize(
+    "old, new", [('"test_mcc"', '"test_matthews"'), ('"test_mcc": number', '"test_mcc": float("nan")')]
+)
+def test_results_without_the_tasks_metric_are_a_failure(flags, tmp_path, stand_in, capsys, old, new):
+    stand_in.write_text(stand_in.read_text().replace(old, new))
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 1
+    assert "wrote no test_mcc into all_results.json" in capsys.readouterr().out
+    assert not (tmp_path / "out/results.csv").exists()
+
+
+@pytest.mark.parametrize("left", ['{"train_loss": 0.5}', '{"test_mcc": 0.', ""])
+def test_run_that_was_killed_while_writing_its_results_is_repeated(flags, tmp_path, left):
+    folder = tmp_path / "out/tf-0/lr-3e-05_seed-0"
+    folder.mkdir(parents=True)
+    (folder / "all_results.json").write_text(left)
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
+    main([*flags, "--output_dir", str(tmp_path / "whole")])
+    assert table(tmp_path / "out/results.csv") == table(tmp_path / "whole/results.csv")
 
 
 def test_several_processes_go_through_accelerate(flags, tmp_path, monkeypatch):
@@ -166,3 +181,17 @@ def test_missing_folder_or_script_is_named(flags, tmp_path, flag, capsys):
     with pytest.raises(SystemExit):
         main([*flags, "--output_dir", str(tmp_path / "out")])
     assert f"{flag} nowhere" in capsys.readouterr().err
+
+
+def test_full_disk_is_said_and_nothing_is_computed_twice(flags, tmp_path, monkeypatch):
+    flags += ["--output_dir", str(tmp_path / "out"), "--", "--count", str(tmp_path / "count")]
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gue.results.write_text_atomically", full)
+        with pytest.raises(SystemExit, match="the disk is full.*; the same command goes on from here"):
+            main(flags)
+    assert main(flags) == 0
+    assert len((tmp_path / "count").read_text().splitlines()) == 6
