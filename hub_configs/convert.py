@@ -2,10 +2,12 @@
 Turn the published DNABERT-2 checkpoint, or any fine-tune of it, into a self-contained folder that loads with
 `trust_remote_code=True` on today's transformers.
 
-    python -m hub_configs.convert SOURCE OUTPUT
+    python -m hub_configs.convert zhihan1996/DNABERT-2-117M dnabert2      downloads data files, never code
+    python -m hub_configs.convert SOURCE OUTPUT                           SOURCE: a folder, or a Hub name
 
-SOURCE is a folder as downloaded or as saved by a fine-tuning script: config.json, tokenizer.json and the weights as
-pytorch_model.bin or model.safetensors, in one file or in shards; with the masked-LM head, a classifier, or none.
+SOURCE is as published or as saved by a fine-tuning script: config.json, tokenizer.json and the weights as
+pytorch_model.bin or model.safetensors, in one file or in shards; with the masked-LM head, a classifier, or none. A LoRA
+adapter (adapter_config.json) is merged into the model it was trained on, which --base names if it has moved.
 
 OUTPUT receives the model's code, config.json, tokenizer, model.safetensors, reference_outputs.safetensors and
 conversion.json (what came from where). Weights keep their names and values. Every weight must find its place: one that
@@ -33,7 +35,10 @@ from modeling import (
 )
 from modeling.configuration_strandbert import AUTO_MAP
 
+from .adapter import base_name, is_adapter, merged_weights
+from .card import read_models
 from .checkpoint import ConversionError, read_json, read_weights, weight_files
+from .download import local_folder
 from .folder import check_output, new_folder, sha256_of, write_model_folder
 from .reference import write_reference
 from .verify import VerificationError, verify
@@ -56,25 +61,34 @@ TIED = "cls.predictions.decoder.weight"
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
 
-def convert(source: str | Path, output: str | Path, overwrite: bool = False) -> list[str]:
+def convert(
+    source: str | Path,
+    output: str | Path,
+    overwrite: bool = False,
+    base: str | Path | None = None,
+    revision: str | None = None,
+) -> list[str]:
     """
-    Convert a checkpoint folder into a model folder; returns the lines of the verification report.
+    Convert a checkpoint into a model folder; returns the lines of the verification report.
+
+    source: folder or Hub name. base: the same, of the model that an adapter was trained on. revision: of `source`.
 
     Raises:
         ConversionError: the checkpoint cannot be converted without guessing; FileExistsError: OUTPUT exists;
         VerificationError: the new folder does not give the outputs of the source's weights. Nothing is left behind.
     """
-    source, output = Path(source).resolve(), Path(output).resolve()
-    if not source.is_dir():
-        raise ConversionError(f"{source} is not a folder")
+    output = Path(output).resolve()
+    check_output(output, overwrite)
+    source = local_folder(source, revision)
     if output == source or output in source.parents:
         raise ConversionError(f"the output {output} would replace the source {source}; choose another folder")
-    check_output(output, overwrite)
+    adapter = source if is_adapter(source) else None
+    if adapter:
+        source = local_folder(base or base_name(adapter))
+    elif base:
+        raise ConversionError(f"--base is for adapters; {source} holds no adapter_config.json")
     refuse_own_folder(source)
-    logger.info("reading %s", ", ".join(path.name for path in weight_files(source)))
-    weights = read_weights(source)
-    model_class = model_class_of(weights)
-    config = converted_config(source / "config.json", model_class)
+    weights, model_class, config = adapted(adapter, source) if adapter else whole(source)
     weights = checked_weights(weights, config, model_class)
     tokenizer = checked_tokenizer(source / "tokenizer.json", config)
     logger.info("writing %s weights of a %s", len(weights), model_class.__name__)
@@ -83,13 +97,33 @@ def convert(source: str | Path, output: str | Path, overwrite: bool = False) -> 
             write_model_folder(folder, config, weights, tokenizer)
         except ValueError as error:
             raise ConversionError(f"{source / 'tokenizer.json'}: {error}") from None
-        write_provenance(folder, source, model_class, weights)
+        write_provenance(folder, source, adapter, model_class, weights)
         check_written_weights(folder / "model.safetensors", weights)
         logger.info("computing reference outputs from the weights")
         write_reference(folder)
         logger.info("loading the folder in a fresh interpreter and comparing")
         report = verify(folder, trust_code=True)  # it was written a moment ago
     return [line.replace(str(folder), str(output)) for line in report]
+
+
+def whole(source: Path) -> tuple[dict[str, Tensor], type, dict]:
+    """Weights, class and config of a checkpoint that is a whole model."""
+    logger.info("reading %s", ", ".join(path.name for path in weight_files(source)))
+    weights = read_weights(source)
+    model_class = model_class_of(weights)
+    return weights, model_class, converted_config(source / "config.json", model_class)
+
+
+def adapted(adapter: Path, base: Path) -> tuple[dict[str, Tensor], type, dict]:
+    """Weights, class and config of a base model with a LoRA adapter merged into it."""
+    logger.info("merging %s into %s", adapter.name, base.name)
+    config = converted_config(base / "config.json", StrandBertModel)
+    config = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "problem_type")}
+    weights = merged_weights(adapter, base, config)
+    model_class = model_class_of(weights)
+    names = {str(index): f"LABEL_{index}" for index in range(len(weights["classifier.weight"]))}
+    labels = {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
+    return weights, model_class, {**config, "architectures": [model_class.__name__], **labels}
 
 
 def refuse_own_folder(source: Path) -> None:
@@ -223,17 +257,32 @@ def checked_tokenizer(path: Path, config: dict) -> dict:
     return tokenizer
 
 
-def write_provenance(folder: Path, source: Path, model_class: type, weights: dict[str, Tensor]) -> None:
-    """conversion.json: the source files with their SHA-256, and what was made of them."""
+def write_provenance(
+    folder: Path, source: Path, adapter: Path | None, model_class: type, weights: dict[str, Tensor]
+) -> None:
+    """conversion.json: the source files with their SHA-256, whose they are, and what was made of them."""
     files = [source / "config.json", source / "tokenizer.json", *weight_files(source)]
+    hashes = {path.name: sha256_of(path) for path in files}
     content = {
-        "source": source.name,
-        "source_files": {path.name: sha256_of(path) for path in files},
+        "source_files": hashes,
+        "published_as": published_as(hashes),
         "model_class": model_class.__name__,
         "weights": len(weights),
         "parameters": sum(tensor.numel() for tensor in weights.values()),
     }
+    if adapter:
+        content["adapter_files"] = {path.name: sha256_of(path) for path in sorted(adapter.glob("adapter_*"))}
     (folder / "conversion.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def published_as(hashes: dict[str, str]) -> str | None:
+    """Hub name of the release whose weight files, by SHA-256 in models.toml, these are; None for any other."""
+    for row in read_models().values():
+        known = row.get("original_sha256")
+        if known and all(hashes.get(name) == sha256 for name, sha256 in known.items()):
+            logger.info("the weights are those of %s", row["original"])
+            return row["original"]
+    return None
 
 
 def check_written_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -248,13 +297,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hub_configs.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="folder with config.json, tokenizer.json and weights")
+    parser.add_argument("source", help="folder with config.json, tokenizer.json and weights, or a Hub name (org/name)")
     parser.add_argument("output", type=Path, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
+    parser.add_argument("--base", help="folder or Hub name of the model that a LoRA adapter was trained on")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub name")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        print("\n".join(convert(options.source, options.output, options.overwrite)))
+        report = convert(options.source, options.output, options.overwrite, options.base, options.revision)
+        print("\n".join(report))
     except (ConversionError, VerificationError, OSError) as error:
         print(f"not converted: {error}", file=sys.stderr)
         return 1

@@ -32,6 +32,14 @@ from .unpadding import SequenceLayout
 
 BACKENDS = ("auto", "eager", "sdpa", "alibi_banded", "flash_attention_2", "alibi_triton")
 
+# Backends of transformers that would run without the bias, and so give wrong numbers without an error.
+NO_ALIBI = {
+    "flash_attention_3": "FlashAttention-3 takes no alibi_slopes, so every position would look equally near",
+    "flash_attention_4": "FlashAttention-4 takes no alibi_slopes, so every position would look equally near",
+    "flex_attention": "transformers passes it one bias for all heads, but every head has a slope of its own",
+}
+HUB_KERNEL = "transformers calls kernels of the Hub without alibi_slopes, so every position would look equally near"
+
 BANDED_FROM = 1024  # tokens; below it one dense sdpa call costs less than many banded ones
 SHORTEST_BANDED = 128  # tokens; two chunks, the least that a band can cut
 
@@ -61,14 +69,15 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, max_seqlen: i
     The backend that runs when none is asked for.
 
     device   dtype        longest sequence   backend
-    cuda     fp16, bf16   any                flash_attention_2 if a flash-attn with alibi_slopes is installed
+    cuda     fp16, bf16   any                flash_attention_2 if a flash-attn is installed that honours alibi_slopes
     any      any          < 1,024 tokens     sdpa
     any      any          >= 1,024 tokens    alibi_banded
 
     alibi_triton is never chosen: its speed has not been measured on a GPU yet.
     """
-    if torch.device(device).type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        if _flash_attention_2_function()[0] is not None:
+    device = torch.device(device)
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        if _flash_attention_2_function()[0] is not None and honours_alibi(device, dtype):
             return "flash_attention_2"
     return "sdpa" if max_seqlen < BANDED_FROM else "alibi_banded"
 
@@ -78,10 +87,14 @@ def check_backend(name: str | None) -> str:
     The backend's name if this installation has it ("auto" for None).
 
     Raises:
-        ValueError: no such backend. ImportError: the backend's package is missing or has no ALiBi.
+        ValueError: no such backend, or one that would leave ALiBi out. ImportError: the backend's package is missing or
+        has no ALiBi.
     """
     if name is None:
         return "auto"
+    if name in NO_ALIBI or "/" in name:
+        reason = NO_ALIBI.get(name, HUB_KERNEL)
+        raise ValueError(f"attn_implementation={name!r} is refused: {reason}; use 'auto'")
     if name not in BACKENDS:
         raise ValueError(f"attn_implementation={name!r} is unknown to StrandBERT; choose one of {', '.join(BACKENDS)}")
     if name == "flash_attention_2" and (problem := _flash_attention_2_function()[1]):
@@ -256,6 +269,28 @@ def flash_attention_2(
             f"attn_implementation='flash_attention_2' computes in fp16 or bf16, the model is in {query.dtype}; "
             "load it with dtype=torch.bfloat16 or use attn_implementation='auto'"
         )
+    if not honours_alibi(query.device, query.dtype):
+        raise ValueError(
+            "attn_implementation='flash_attention_2' is refused: the installed flash-attn takes alibi_slopes but its "
+            "results on this device are not those of ALiBi; use model.set_attn_implementation('auto')"
+        )
+    return _call_flash_attention_2(query, key, value, slopes, layout, dropout_p)
+
+
+@functools.cache
+def honours_alibi(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash-attn gives the reference's result on two small sequences; checked once for a device and dtype."""
+    layout = SequenceLayout(1, 96, torch.tensor([0, 64, 96], dtype=torch.int32, device=device), 64, packed=True)
+    random = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 96, 4, 64, generator=random).to(device, dtype)
+    slopes = torch.tensor(alibi_slopes(4), dtype=torch.float32, device=device)
+    with torch.no_grad():
+        expected = eager_attention(query.float(), key.float(), value.float(), slopes, layout)[0]
+        found = _call_flash_attention_2(query, key, value, slopes, layout, 0.0).float()
+    return bool((found - expected).abs().max() < 0.05)  # bf16 rounds by 0.01; without ALiBi the difference is 2
+
+
+def _call_flash_attention_2(query, key, value, slopes, layout: SequenceLayout, dropout_p: float) -> Tensor:
     flash_attn_varlen_func, _ = _flash_attention_2_function()
     return flash_attn_varlen_func(
         query,
