@@ -84,7 +84,7 @@ def check_split(task: Task, split: str, path: Path) -> Split:
     """Read one file and compare it with what is known of it."""
     try:
         content = read_content(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return Split(path, "", [], [str(error)])
     found = Split(path, hashlib.sha256(content).hexdigest(), [])
     _read_rows(task, found, content)
@@ -116,27 +116,33 @@ def _read_rows(task: Task, found: Split, content: bytes):
     label = header.index("label")
     columns = columns if task.pair else [header.index("sequence")]
     complaints = Counter()
-    for row in reader:
-        if not row:
-            continue
-        try:
-            problem, sequence, value = "", "|".join(row[i] for i in columns), row[label].strip()
-            letters = sequence if sequence.isalpha() and not sequence.strip("ACGTN") else _normalized(sequence)
-            problem = "empty sequence" if not all(letters.split("|")) else "empty label" if not value else ""
-        except IndexError:
-            problem = f"{len(row)} fields instead of {len(header)}"
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            kind = problem.split(" at position")[0]
-            complaints[kind] += 1
-            if complaints[kind] <= MAX_MESSAGES:
-                found.problems.append(f"{found.path}, line {reader.line_num}: {problem}")
-        else:
-            found.rows.append((letters, value))
+    try:
+        for row in filter(None, reader):
+            try:
+                found.rows.append(_parse_row(row, columns, label, len(header)))
+            except ValueError as error:
+                kind = str(error).split(" at position")[0]
+                complaints[kind] += 1
+                if complaints[kind] <= MAX_MESSAGES:
+                    found.problems.append(f"{found.path}, line {reader.line_num}: {error}")
+    except csv.Error as error:
+        found.problems.append(f"{found.path}, line {reader.line_num}: {error}")
     found.problems.extend(
         f"{found.path}: {count} rows in all with {kind}" for kind, count in complaints.items() if count > MAX_MESSAGES
     )
+
+
+def _parse_row(row: list[str], columns: list[int], label: int, width: int) -> tuple[str, str]:
+    """(sequence in ACGTN, label); ValueError says what is wrong with the row."""
+    if len(row) < width:
+        raise ValueError(f"{len(row)} fields instead of {width}")
+    sequence, value = "|".join(row[index] for index in columns), row[label].strip()
+    letters = sequence if sequence and not sequence.strip("ACGTN|") else _normalized(sequence)
+    if not all(letters.split("|")):
+        raise ValueError("empty sequence")
+    if not value:
+        raise ValueError("empty label")
+    return letters, value
 
 
 def _normalized(sequence: str) -> str:
