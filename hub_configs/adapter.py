@@ -57,7 +57,7 @@ def merged_weights(folder: Path, base: Path, config: dict) -> dict[str, Tensor]:
     model = model_class(StrandBertConfig(**config, num_labels=len(classifier)))
     load_base(model, base_weights, base)
     known = {field.name for field in dataclasses.fields(LoraConfig)}
-    lora = LoraConfig(**{key: value for key, value in settings.items() if key in known})
+    lora = LoraConfig(**{key: value for key, value in settings.items() if key in known - {"base_model_name_or_path"}})
     peft_model = get_peft_model(model, lora)
     result = set_peft_model_state_dict(peft_model, adapter)
     lost = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]

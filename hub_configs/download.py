@@ -17,7 +17,8 @@ from huggingface_hub.errors import (
 from .checkpoint import ConversionError
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-DATA_FILES = ("*.json", "*.safetensors", "*.bin")
+DATA_FILES = ["*.json", "*.safetensors", "*.bin"]
+FOLDERS, PICKLES = ["*/*"], ["*.bin", "*.bin.index.json"]
 
 
 def local_folder(source: str | Path, revision: str | None = None, api: HfApi | None = None) -> Path:
@@ -40,8 +41,7 @@ def local_folder(source: str | Path, revision: str | None = None, api: HfApi | N
         files = [file.path for file in api.list_repo_tree(name, recursive=True, revision=revision)]
         check_listing(name, files)
         safetensors = any(path.endswith(".safetensors") and "/" not in path for path in files)
-        ignored = ["*.bin", "*.bin.index.json", "*/*"] if safetensors else ["*/*"]
-        patterns = {"allow_patterns": DATA_FILES, "ignore_patterns": ignored}
+        patterns = {"allow_patterns": DATA_FILES, "ignore_patterns": FOLDERS + (PICKLES if safetensors else [])}
         return Path(snapshot_download(name, revision=revision, **patterns, **place))
     except OfflineModeIsEnabled:
         return cached_folder(name, revision)
@@ -61,7 +61,8 @@ def local_folder(source: str | Path, revision: str | None = None, api: HfApi | N
 def cached_folder(name: str, revision: str | None) -> Path:
     """The folder of an earlier download. Raises ConversionError when there is none."""
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        patterns = {"allow_patterns": DATA_FILES, "ignore_patterns": FOLDERS + PICKLES}  # a .bin may be there or not
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, **patterns))
     except (LocalEntryNotFoundError, OSError):
         raise ConversionError(
             f"{name} is not a folder, and not in the Hub cache either; HF_HUB_OFFLINE=1 forbids downloading it"

@@ -226,7 +226,9 @@ def upload_failure(repository: str, error: Exception) -> str:
     elif status in (401, 403):
         reason = "this token may not write there; use one with write access"
     else:
-        reason = f"{error}; run the same command again, large files that have arrived are not sent twice"
+        cause = f" ({error.__cause__})" if error.__cause__ and isinstance(error, RuntimeError) else ""
+        said = " ".join(f"{error}{cause}".split())
+        reason = f"{said}; run the same command again, large files that have arrived are not sent twice"
     return f"nothing was published in {repository} (it holds what it held before): {reason}"
 
 

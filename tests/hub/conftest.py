@@ -2,10 +2,13 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from .local_hub import LocalHub
 
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 SIZES = {
@@ -121,3 +124,13 @@ def write_checkpoint(folder, weights, config=None, form="bin", shards=1):
 def golden(shared_data):
     """Weights, inputs and outputs that the original DNABERT-2 code produced for a tiny random configuration."""
     return load_file(shared_data("golden/dnabert2_official_tiny.safetensors"))
+
+
+@pytest.fixture
+def local_hub(monkeypatch, tmp_path):
+    """A Hub on loopback that this process may talk to; user "tester" has the token "hf_write"."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    with LocalHub({"hf_write": "tester"}) as hub:
+        yield hub
