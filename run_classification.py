@@ -1,0 +1,577 @@
+#!/usr/bin/env python
+"""
+Fine-tune a DNA encoder on labelled sequences: a task of the GUE benchmark, or any CSV.
+
+  # your own table with the columns sequence and label
+  python run_classification.py --model my_model --train_file train.csv --test_file test.csv --output_dir runs/mine
+
+  # a task of the benchmark with the settings of the DNABERT-2 paper, on one machine or several GPUs
+  accelerate launch run_classification.py --model my_model --task_name tf/0 --data_dir GUE --output_dir runs/tf0
+
+  # LoRA; the baseline of k-mer counts; all settings from a file
+  python run_classification.py --model my_model --use_lora --train_file train.csv --output_dir runs/lora
+  python run_classification.py --model kmer-logistic --train_file train.csv --test_file test.csv --output_dir runs/kmer
+  python run_classification.py settings.yaml
+
+The step with the lowest validation loss is kept and tested. The output folder holds the model with its label names
+(pipeline("text-classification", model=folder, trust_remote_code=True)), all_results.json, test_predictions.csv, and
+pictures of the confusion matrix and the curves. Run the same command again to resume after an interruption.
+docs/finetuning.md says which settings help.
+"""
+
+import copy
+import csv
+import io
+import json
+import logging
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, TrainerState, set_seed
+
+from gue.tasks import SPLITS, Task, UnknownTaskError, find_task
+from inference.reading import SequenceInputError
+from tokenization.tokenizer_files import write_text_atomically
+from training.checkpoints import (
+    CheckpointError,
+    checkpoints_in,
+    last_whole_checkpoint,
+    move_files,
+    what_is_wrong,
+    write_json,
+)
+from training.classification_arguments import (
+    LEARNING_RATE,
+    LORA_LEARNING_RATE,
+    DataArguments,
+    FineTuningArguments,
+    ModelArguments,
+)
+from training.classification_batches import Augmentation, SequenceDataset, TooLongError, View
+from training.classification_data import (
+    REGRESSION,
+    SINGLE_LABEL,
+    Columns,
+    Examples,
+    Labels,
+    pair_columns,
+    read_labelled,
+    shared_rows,
+    split_off_validation,
+)
+from training.classification_model import (
+    Classifier,
+    ModelError,
+    add_lora,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    scale_outputs,
+)
+from training.classification_trainer import (
+    ClassificationTrainer,
+    CollapseDetector,
+    CollapseError,
+    balanced_weights,
+    distinct_predictions,
+)
+from training.command_line import SettingsError, parse_settings, set_up_logging
+from training.kmer_logistic import NAME as KMER_LOGISTIC
+from training.kmer_logistic import KmerLogistic
+from training.loss_curve import write_loss_curve
+from training.metric_plots import draw_predictions
+from training.metrics import compute_metrics, probabilities
+from training.storage import StorageError, check_writable, writing_into
+
+logger = logging.getLogger("run_classification")
+
+FINAL_FOLDER = ".final"
+RESULTS_FILE = "all_results.json"
+WRITTEN = (RESULTS_FILE, "config.json", "model.safetensors", "adapter_config.json", "kmer_logistic.json")
+RESULTS_SHOWN = ("loss", "mcc", "f1", "accuracy", "auroc", "auprc", "calibration_error", "mae", "r2", "spearman")
+
+
+@dataclass
+class Data:
+    """The splits (train, validation, perhaps test), the labels, the task if it is one, and what the results report."""
+
+    splits: dict[str, Examples]
+    labels: Labels
+    task: Task | None
+    report: dict
+
+
+def main(argv: list[str] | None = None):
+    """Run the script and end it with one line when something is wrong; see the top of the file."""
+    try:
+        settings = parse_settings(
+            sys.argv[1:] if argv is None else argv,
+            (ModelArguments, DataArguments, FineTuningArguments),
+            "run_classification.py",
+            __doc__,
+        )
+        run(*settings)
+    except (
+        SettingsError,
+        CheckpointError,
+        SequenceInputError,
+        UnknownTaskError,
+        ModelError,
+        TooLongError,
+        CollapseError,
+        StorageError,
+    ) as error:
+        sys.exit(f"run_classification.py: error: {error}")
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments):
+    """
+    Check the settings, read the data, train (once, or once for each learning rate of a sweep), test, save.
+
+    Raises:
+        the errors that `main` turns into one line.
+    """
+    set_up_logging(args)
+    check_settings(model_args, data_args, args)
+    data = read_data(data_args)
+    log_data(data)
+    if model_args.model_name_or_path == KMER_LOGISTIC:
+        if args.process_index == 0:
+            train_kmer_logistic(data, args)
+        return
+    settle_settings(model_args, data, args)
+    if not args.learning_rate_sweep:
+        fine_tune(model_args, data_args, args, data)
+        return
+    sweep(model_args, data_args, args, data)
+
+
+# -- settings and data ---------------------------------------------------------------------------------------------
+
+
+def check_settings(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments):
+    """
+    Find what would stop the run later.
+
+    Raises:
+        SettingsError: settings that contradict each other. StorageError: an output folder that cannot be written to.
+    """
+    if not (model_args.model_name_or_path or model_args.config_name):
+        raise SettingsError("name a model (--model), or a configuration to train from random weights (--config_name)")
+    if bool(data_args.task_name) == bool(data_args.train_file):
+        raise SettingsError("give either --task_name with --data_dir, or --train_file")
+    if data_args.task_name and not data_args.data_dir:
+        raise SettingsError(
+            f"--task_name {data_args.task_name} needs --data_dir, the folder with the benchmark's files"
+        )
+    if model_args.merge_lora and not model_args.use_lora:
+        raise SettingsError("--merge_lora merges adapters; add --use_lora")
+    if model_args.use_lora and not model_args.model_name_or_path:
+        raise SettingsError("--use_lora adapts a pre-trained model; name one with --model")
+    if args.n_gpu > 1:
+        raise SettingsError("several GPUs need one process each; start with accelerate launch or torchrun")
+    if args.learning_rate_sweep and args.learning_rate:
+        raise SettingsError("give either --learning_rate or --learning_rate_sweep")
+    check_writable(args.output_dir, "--output_dir")
+
+
+def read_data(data_args: DataArguments) -> Data:
+    """
+    All splits; without a validation split a part of the training rows is held out.
+
+    Raises:
+        LabelledDataError, UnknownTaskError, SettingsError: naming what is wrong where.
+    """
+    task = find_task(data_args.task_name) if data_args.task_name else None
+    files = _files_of_task(task, data_args.data_dir) if task else _files_of_flags(data_args)
+    names = None
+    if task and task.num_labels:
+        names = task.labels or tuple(map(str, range(task.num_labels)))
+    columns = Columns(data_args.sequence_column, data_args.pair_column, tuple(data_args.label_column))
+    if task and task.pair and not data_args.pair_column:
+        columns = pair_columns(files["train"][0], columns.labels)
+    splits, labels = read_labelled(files, columns, data_args.problem_type, names)
+    held_out = "validation" not in splits
+    if held_out:
+        train, validation = split_off_validation(splits["train"], data_args.validation_split_percentage)
+        splits = {"train": train, "validation": validation} | {name: splits[name] for name in splits if name == "test"}
+    report = {
+        "rows": {name: len(examples) for name, examples in splits.items()},
+        "validation_held_out": held_out,
+        "shared_rows": shared_rows(splits),
+        "labels": list(labels.names),
+        "problem_type": labels.problem_type,
+    }
+    if data_args.max_train_samples:
+        splits["train"] = splits["train"].take(range(min(data_args.max_train_samples, len(splits["train"]))))
+    return Data(splits, labels, task, report)
+
+
+def _files_of_flags(data_args: DataArguments) -> dict[str, list[str]]:
+    given = {"train": data_args.train_file, "validation": data_args.validation_file, "test": data_args.test_file}
+    return {split: paths for split, paths in given.items() if paths}
+
+
+def _files_of_task(task: Task, data_dir: str) -> dict[str, list[Path]]:
+    files = {}
+    for split, name in zip(SPLITS, ("train", "validation", "test"), strict=True):
+        path = task.file(data_dir, split)
+        if path:
+            files[name] = [path]
+        elif split != "dev":
+            raise SettingsError(
+                f"{split}.csv of task {task.name} is not under --data_dir {data_dir} (looked for "
+                f"{task.name}/{split}.csv and .csv.gz); python -m gue.check {data_dir} lists what is missing"
+            )
+    return files
+
+
+def log_data(data: Data):
+    """Say what was read, and warn of sequences that stand in two splits."""
+    for split, examples in data.splits.items():
+        lengths = examples.lengths()
+        counts = ""
+        if data.labels.problem_type == SINGLE_LABEL:
+            found = np.bincount(examples.labels, minlength=len(data.labels.names))
+            shown = [f"{name}: {count:,}" for name, count in zip(data.labels.names, found, strict=True)]
+            counts = f"; {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}"
+        logger.info("%s: %s rows of %s to %s bp%s", split, f"{len(examples):,}", lengths.min(), lengths.max(), counts)
+    for entry in data.report["shared_rows"]:
+        logger.warning(
+            "%s rows of %s are also in %s (%s more as reverse complements), e.g. %s = %s: scores will be too good",
+            f"{entry['identical']:,}",
+            entry["splits"][1],
+            entry["splits"][0],
+            f"{entry['reverse_complement']:,}",
+            *entry["example"],
+        )
+
+
+def settle_settings(model_args: ModelArguments, data: Data, args: FineTuningArguments):
+    """Fill in what depends on task, model and data: learning rate, length of the run."""
+    if args.learning_rate is None:
+        args.learning_rate = LORA_LEARNING_RATE if model_args.use_lora else LEARNING_RATE
+    if not args.epochs_given and data.task:
+        args.num_train_epochs = data.task.dnabert2_epochs or args.num_train_epochs
+        if args.max_steps <= 0 and data.task.dnabert2_steps:
+            args.max_steps = data.task.dnabert2_steps
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def build_classifier(model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> Classifier:
+    """Model and tokenizer, with adapters where they are asked for. Raises ModelError."""
+    source = model_args.model_name_or_path or model_args.config_name
+    trust = model_args.trust_remote_code
+    config = load_config(
+        source,
+        labels,
+        trust,
+        classifier_head=model_args.classifier_head,
+        classifier_pooling=model_args.pooling,
+        hidden_dropout_prob=model_args.dropout,
+        classifier_dropout=model_args.classifier_dropout,
+    )
+    tokenizer = load_tokenizer(model_args.tokenizer_name or source, config, trust)
+    classifier = load_classifier(
+        config,
+        tokenizer,
+        model_args.model_name_or_path,
+        data_args.max_seq_length,
+        data_args.truncate,
+        trust,
+        model_args.attn_implementation,
+    )
+    if model_args.use_lora:
+        add_lora(
+            classifier,
+            model_args.lora_r,
+            model_args.lora_alpha,
+            model_args.lora_dropout,
+            model_args.lora_target_modules,
+        )
+    return classifier
+
+
+def build_trainer(
+    classifier: Classifier, data: Data, args: FineTuningArguments, settings: dict
+) -> ClassificationTrainer:
+    """The trainer with its data sets, augmentation, views, weights and callbacks."""
+    augmentation = None
+    if args.augment_reverse_complement or args.augment_tokens or args.augment_crop:
+        augmentation = Augmentation(args.augment_reverse_complement, args.augment_tokens, args.augment_crop)
+    if args.augment_tokens and not classifier.packed:
+        raise SettingsError("--augment_tokens works with StrandBERT models only")
+    views = tuple(
+        View(reverse, variant, args.augment_tokens)
+        for variant in range(args.average_tokens)
+        for reverse in ((False, True) if args.average_strands else (False,))
+    )
+    balanced = args.class_weights == "balanced"
+    train, validation = data.splits["train"], data.splits["validation"]
+    if not classifier.packed:
+        args.ddp_find_unused_parameters = True  # poolers and heads of other models may take no part in the loss
+    trainer = ClassificationTrainer(
+        classifier,
+        args,
+        SequenceDataset(train, classifier.sequences, augmentation, args.seed),
+        SequenceDataset(validation, classifier.sequences),
+        data.labels,
+        settings,
+        balanced_weights(train.labels, data.labels) if balanced else None,
+        views,
+        args.layer_decay,
+        args.collapse_patience,
+    )
+    if args.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping))
+    return trainer
+
+
+def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data) -> dict:
+    """One training: resume or start, keep the best step, test it, save everything. Returns the results."""
+    checkpoint = find_checkpoint(args)
+    set_seed(args.seed)
+    classifier = build_classifier(model_args, data_args, data.labels)
+    settings = {
+        "model": asdict(model_args),
+        "data": asdict(data_args),
+        "training": json.loads(args.to_json_string()),
+    }
+    trainer = build_trainer(classifier, data, args, settings)
+    if args.overwrite_output_dir and args.should_save:
+        for old in checkpoints_in(args.output_dir):
+            shutil.rmtree(old)
+    results = train(trainer, checkpoint)
+    results |= count_parameters(classifier.model)
+    logits = {
+        split: trainer.predict_logits(SequenceDataset(examples, classifier.sequences))
+        for split, examples in data.splits.items()
+        if split != "train"
+    }
+    if data.labels.problem_type == REGRESSION:
+        scale_outputs(classifier.model, trainer.label_mean.cpu(), trainer.label_deviation.cpu())
+    if model_args.merge_lora:
+        trainer.model = classifier.model = classifier.model.merge_and_unload()
+    with trainer.writing():
+        save_model(trainer)
+    if args.should_save:
+        with trainer.writing():
+            results = write_results(logits, data, args, results, collapse=trainer.collapse)
+            write_loss_curve(trainer.state.log_history, {}, args.output_dir)
+            for path in checkpoints_in(args.output_dir):
+                shutil.rmtree(path)
+        show_results(results, args)
+    trainer.accelerator.wait_for_everyone()
+    return json.loads((Path(args.output_dir) / RESULTS_FILE).read_text())
+
+
+def find_checkpoint(args: FineTuningArguments) -> str | None:
+    """
+    The checkpoint to resume from, if any.
+
+    Raises:
+        CheckpointError: a named checkpoint that is broken, or an output folder with contents that would be lost.
+    """
+    output_dir = Path(args.output_dir)
+    if args.overwrite_output_dir:
+        return None
+    if args.resume_from_checkpoint and args.resume_from_checkpoint != "True":
+        problem = what_is_wrong(args.resume_from_checkpoint)
+        if problem:
+            raise CheckpointError(f"cannot resume from {args.resume_from_checkpoint}: {problem}")
+        return args.resume_from_checkpoint
+    checkpoint = last_whole_checkpoint(output_dir)
+    if checkpoint:
+        return str(checkpoint)
+    if args.resume_from_checkpoint:
+        raise CheckpointError(f"{output_dir} holds no complete checkpoint; leave out --resume_from_checkpoint")
+    check_free(args)
+    return None
+
+
+def check_free(args: FineTuningArguments):
+    """Raise CheckpointError when the output folder holds a model or results that would be overwritten."""
+    found = [name for name in WRITTEN if (Path(args.output_dir) / name).exists()]
+    if found and not args.overwrite_output_dir:
+        what = "a finished run" if RESULTS_FILE in found else found[0]
+        raise CheckpointError(
+            f"{args.output_dir} holds {what}; choose another --output_dir, or start over with --overwrite_output_dir"
+        )
+
+
+def train(trainer: ClassificationTrainer, checkpoint: str | None) -> dict:
+    """Train to the end and load the best weights; returns what the results say about the training."""
+    if checkpoint:
+        logger.info("Resuming from %s", checkpoint)
+    if checkpoint and is_finished(checkpoint, trainer):
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer._load_best_model()
+    else:
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.state.log_history.append({"step": trainer.state.global_step, "seconds": time.perf_counter() - start})
+    history = trainer.state.log_history
+    best = trainer.state.best_model_checkpoint
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    return {
+        "seed": trainer.args.seed,
+        "learning_rate": trainer.args.learning_rate,
+        "global_batch_size": trainer.args.global_batch_size,
+        "global_step": trainer.state.global_step,
+        "best_step": int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "evaluations": len(evaluations),
+        "train_runtime": sum(entry.get("seconds", 0.0) for entry in history),
+    }
+
+
+def is_finished(checkpoint: str, trainer: ClassificationTrainer) -> bool:
+    """Whether a checkpoint is the last one of its run: the last step, or the one at which it was stopped early."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    args = trainer.args
+    last = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * trainer.sampler.steps_per_epoch)
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback") or {}
+    waited = (stopping.get("attributes") or {}).get("early_stopping_patience_counter", 0)
+    return state.global_step >= last or bool(args.early_stopping and waited >= args.early_stopping)
+
+
+def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data):
+    """One training for each learning rate, in a folder of its own; the one with the lowest validation loss wins."""
+    folder, rates, found = Path(args.output_dir), args.learning_rate_sweep, {}
+    check_free(args)
+    for rate in rates:
+        one = copy.deepcopy(args)
+        one.learning_rate, one.output_dir = rate, str(folder / f"lr-{rate:g}")
+        results = Path(one.output_dir) / RESULTS_FILE
+        logger.info("learning rate %g", rate)
+        done = results.is_file() and not args.overwrite_output_dir
+        found[rate] = json.loads(results.read_text()) if done else fine_tune(model_args, data_args, one, data)
+    best = min(rates, key=lambda rate: found[rate]["eval_loss"])
+    logger.info("learning rate %g has the lowest validation loss", best)
+    if args.should_save:
+        for path in sorted((folder / f"lr-{best:g}").iterdir(), key=lambda path: path.name == RESULTS_FILE):
+            if path.name != RESULTS_FILE:
+                shutil.copy2(path, folder / f".{path.name}")
+                os.replace(folder / f".{path.name}", folder / path.name)
+        validation = {f"{rate:g}": found[rate]["eval_loss"] for rate in rates}
+        write_json(folder / RESULTS_FILE, found[best] | {"sweep_eval_loss": validation})
+
+
+def train_kmer_logistic(data: Data, args: FineTuningArguments):
+    """The baseline, with the same results files."""
+    check_free(args)
+    start = time.perf_counter()
+    model = KmerLogistic(data.labels, pairs=data.splits["train"].pairs is not None)
+    model.fit(data.splits["train"], data.splits["validation"])
+    results = {
+        "seed": args.seed,
+        "C": model.strength,
+        "train_runtime": time.perf_counter() - start,
+        "parameters": int(model.weights.size + model.bias.size),
+    }
+    with writing_into(args.output_dir, lambda: "make room and run the same command again"):
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        model.save(args.output_dir)
+        logits = {split: model.logits(data.splits[split]) for split in data.splits if split != "train"}
+        show_results(write_results(logits, data, args, {"model": KMER_LOGISTIC} | results), args)
+
+
+# -- saving --------------------------------------------------------------------------------------------------------
+
+
+def save_model(trainer: ClassificationTrainer):
+    """Save model, tokenizer and code to the output folder: written aside, then renamed file by file."""
+    aside = Path(trainer.args.output_dir) / FINAL_FOLDER
+    if trainer.args.should_save:
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(aside))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        move_files(aside, Path(trainer.args.output_dir))
+
+
+def write_results(
+    logits: dict[str, np.ndarray],
+    data: Data,
+    args: FineTuningArguments,
+    results: dict,
+    collapse: CollapseDetector | None = None,
+) -> dict:
+    """Write all_results.json, test_predictions.csv and the pictures; returns the results."""
+    folder = Path(args.output_dir)
+    results = {"task": data.task.name if data.task else None} | results
+    for split, outputs in logits.items():
+        prefix = {"validation": "eval"}.get(split, split)
+        metrics = compute_metrics(outputs, data.splits[split].labels, data.labels.problem_type)
+        results |= {f"{prefix}_{name}": value for name, value in metrics.items()}
+    if collapse is not None:
+        final = {"eval_loss": results["eval_loss"]}
+        final["eval_distinct_predictions"] = distinct_predictions(logits["validation"], data.labels)
+        if collapse.reason is None and collapse.is_constant(final):
+            collapse.reason = collapse.explain(final, args.learning_rate, "even at the best step")
+        results["collapsed"] = collapse.reason
+    results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results["data"] = data.report
+    shown = "test" if "test" in logits else "validation"
+    write_predictions(folder / f"{shown}_predictions.csv", logits[shown], data.splits[shown], data.labels)
+    draw_predictions(logits[shown], data.splits[shown].labels, data.labels, folder)
+    write_json(folder / RESULTS_FILE, results)
+    return results
+
+
+def write_predictions(path: Path, logits: np.ndarray, examples: Examples, labels: Labels):
+    """Write one row per example: where it stands, the true and the predicted label, and every probability."""
+    scores = probabilities(logits, labels.problem_type)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    if labels.problem_type == SINGLE_LABEL:
+        writer.writerow(["row", "label", "predicted", *(f"probability_{name}" for name in labels.names)])
+    else:
+        writer.writerow(
+            ["row", *(f"label_{name}" for name in labels.names), *(f"predicted_{name}" for name in labels.names)]
+        )
+    for where, truth, row in zip(examples.where, examples.labels, scores, strict=True):
+        numbers = [f"{value:.6g}" for value in row]
+        if labels.problem_type == SINGLE_LABEL:
+            writer.writerow([where, labels.names[truth], labels.names[row.argmax()], *numbers])
+        else:
+            writer.writerow([where, *(f"{value:g}" for value in truth), *numbers])
+    write_text_atomically(path, table.getvalue())
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """All parameters, and those that are trained."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    }
+
+
+def show_results(results: dict, args: FineTuningArguments):
+    """Log the main numbers, and loudly a collapse."""
+    for prefix in ("eval", "test"):
+        for name in RESULTS_SHOWN:
+            value = results.get(f"{prefix}_{name}")
+            if value is not None:
+                logger.info("%-24s %.4f", f"{prefix}_{name}", value)
+    if results.get("collapsed"):
+        logger.error("%s", results["collapsed"])
+    logger.info("everything is in %s", args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

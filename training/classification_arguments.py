@@ -1,0 +1,194 @@
+"""Arguments of fine-tuning, with the papers' values as defaults."""
+
+import os
+from dataclasses import dataclass, field
+
+from modeling.configuration_strandbert import CLASSIFIER_HEADS, CLASSIFIER_POOLINGS
+from training.arguments import RunArguments
+from training.classification_data import PROBLEM_TYPES
+
+LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
+
+
+@dataclass
+class ModelArguments:
+    """Which model, which head, which weights are trained."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "pre-trained model: StrandBERT (folder or Hub name), any encoder of transformers with a "
+            "classifier, or kmer-logistic, the baseline of k-mer counts, which takes seconds",
+            "aliases": ["--model"],
+        },
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "folder or config.json of a model to train from random weights instead"}
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "tokenizer; default: that of the model"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run code that comes with a model (StrandBERT needs none)"}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "how attention is computed; default: the fastest one for device and length"}
+    )
+    classifier_head: str | None = field(
+        default=None,
+        metadata={
+            "help": "pooler (dense, tanh, dropout, linear; DNABERT-2) or mlp (linear, LayerNorm, GELU, dropout, "
+            "linear; dnaGrinder); default: the model's",
+            "choices": list(CLASSIFIER_HEADS),
+        },
+    )
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "what the head reads: the first token ([CLS]) or the mean over all; default: the model's",
+            "choices": list(CLASSIFIER_POOLINGS),
+        },
+    )
+    dropout: float | None = field(default=None, metadata={"help": "dropout in the encoder; default: the model's"})
+    classifier_dropout: float | None = field(
+        default=None, metadata={"help": "dropout in the head; default: the model's"}
+    )
+    use_lora: bool = field(default=False, metadata={"help": "train low-rank adapters and the head only"})
+    lora_r: int = field(default=8, metadata={"help": "rank of the adapters"})
+    lora_alpha: int = field(default=16, metadata={"help": "scale of the adapters"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "dropout before the adapters"})
+    lora_target_modules: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "names of the linear layers to adapt; default: Wqkv dense gated_layers wo of StrandBERT, queries "
+            "and values of other models"
+        },
+    )
+    merge_lora: bool = field(
+        default=False, metadata={"help": "add the adapters to the weights at the end and save a whole model"}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which sequences and labels."""
+
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": "task of the benchmark: tf/0, mouse/2, prom_core_tata, EMP/H3, ... (needs --data_dir)"},
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "folder that the benchmark was unpacked to"})
+    train_file: list[str] = field(
+        default_factory=list, metadata={"help": "CSV, TSV or Parquet (also .gz), one or several"}
+    )
+    validation_file: list[str] = field(
+        default_factory=list, metadata={"help": "rows that choose the best step; default: a part of the training rows"}
+    )
+    test_file: list[str] = field(default_factory=list, metadata={"help": "rows that are only evaluated, at the end"})
+    validation_split_percentage: float = field(
+        default=10.0, metadata={"help": "percent of the training rows held out where there is no validation file"}
+    )
+    sequence_column: str = field(default="sequence", metadata={"help": "column of the sequences"})
+    pair_column: str | None = field(default=None, metadata={"help": "column of the second sequences, for pairs"})
+    label_column: list[str] = field(
+        default_factory=lambda: ["label"],
+        metadata={"help": "column of the labels; several for multi-label and regression"},
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "default: single-label with one label column, multi-label (columns of 0 and 1) with several",
+            "choices": list(PROBLEM_TYPES),
+        },
+    )
+    max_seq_length: int | None = field(
+        default=None, metadata={"help": "most tokens of a row, special ones included; default: what the model can read"}
+    )
+    truncate: bool = field(default=False, metadata={"help": "cut longer rows at the end instead of stopping"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "use only the first training rows (for trials)"}
+    )
+
+    def __post_init__(self):
+        for name in ("train_file", "validation_file", "test_file", "label_column"):
+            value = getattr(self, name)
+            setattr(self, name, [value] if isinstance(value, str) else value)
+
+
+@dataclass
+class FineTuningArguments(RunArguments):
+    """The arguments of every run, and what fine-tuning adds to them."""
+
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "peak learning rate; default: 3e-5, with LoRA 1e-4 (DNABERT-2 paper)"}
+    )
+    learning_rate_sweep: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "train once with each of these learning rates and keep the run with the lowest validation loss "
+            "(dnaGrinder paper: 20 values from 1e-5 to 7e-5)"
+        },
+    )
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "default: as long as the DNABERT-2 paper trained on the task; 5 for other data"}
+    )
+    warmup_steps: float | None = field(
+        default=50, metadata={"help": "steps of linear warm-up, at most a tenth of the run (below 1: share of the run)"}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay"})
+    global_batch_size: int | None = field(
+        default=32, metadata={"help": "rows per optimiser step over all processes and accumulated passes"}
+    )
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "rows of one pass; default: the global batch shared out, at most 32"}
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "steps or epoch"})
+    eval_steps: float | None = field(default=200, metadata={"help": "steps between evaluations and checkpoints"})
+    save_total_limit: int | None = field(
+        default=1, metadata={"help": "checkpoints to keep while training, besides the best"}
+    )
+    logging_steps: float = field(default=20, metadata={"help": "steps between log entries"})
+    early_stopping: int = field(
+        default=0, metadata={"help": "stop after this many evaluations without a lower validation loss; 0: never"}
+    )
+    collapse_patience: int = field(
+        default=5, metadata={"help": "stop after this many evaluations with one and the same answer; 0: never"}
+    )
+    class_weights: str = field(
+        default="none", metadata={"help": "balanced: rare classes weigh more", "choices": ["none", "balanced"]}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "factor of the learning rate from one layer to the one below it"}
+    )
+    augment_reverse_complement: bool = field(
+        default=False, metadata={"help": "read a random strand of every training row"}
+    )
+    augment_tokens: float = field(
+        default=0.0,
+        metadata={"help": "chance that a boundary between two bases ends a token, in training: varies the tokens"},
+    )
+    augment_crop: int = field(default=0, metadata={"help": "most bp left off at each end of a training row"})
+    average_strands: bool = field(
+        default=False, metadata={"help": "evaluate on both strands and average (only for tasks without a strand)"}
+    )
+    average_tokens: int = field(
+        default=1, metadata={"help": "evaluate on this many random tokenisations and average (see --augment_tokens)"}
+    )
+
+    def __post_init__(self):
+        if self.per_device_train_batch_size is None:
+            share = (self.global_batch_size or 32) // int(os.environ.get("WORLD_SIZE", 1))
+            self.per_device_train_batch_size = max(1, min(32, share))
+        if self.eval_strategy not in ("steps", "epoch"):
+            raise ValueError(f"eval_strategy is {self.eval_strategy!r}; the best step is found by steps or epoch")
+        self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps
+        self.load_best_model_at_end, self.metric_for_best_model, self.greater_is_better = True, "eval_loss", False
+        for name in ("augment_tokens", "layer_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie from 0 to 1")
+        self.epochs_given = self.num_train_epochs is not None
+        self.num_train_epochs = self.num_train_epochs or 5
+        if self.average_tokens > 1 and not self.augment_tokens:
+            raise ValueError("average_tokens varies tokens by --augment_tokens, which is 0")
+        super().__post_init__()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        return min(super().get_warmup_steps(num_training_steps), max(num_training_steps // 10, 1))

@@ -1,0 +1,335 @@
+"""
+The model to fine-tune: StrandBERT, or any encoder of transformers, with a new classifier, in full or with LoRA.
+
+What differs between architectures is small and stands here: how sequences become text, whether batches may be packed,
+how many tokens fit, which matrices LoRA adapts.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import cached_file
+
+from modeling import StrandBertConfig, StrandBertForSequenceClassification
+from training.classification_batches import SequenceTokenizer, StrandBertTokenizer
+from training.classification_data import Labels
+
+STRANDBERT = StrandBertConfig.model_type
+LORA_TARGETS = ("Wqkv", "dense", "gated_layers", "wo")
+QUERIES_AND_VALUES = ("query", "value", "q_proj", "v_proj", "in_proj")
+HEADS = ("classifier", "score", "pooler")
+LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class ModelError(ValueError):
+    """A model that cannot be fine-tuned or loaded as asked; the message says what to do."""
+
+
+@dataclass
+class Classifier:
+    """
+    A model with what it needs to read sequences.
+
+    Attributes:
+        packed: whether batches are laid end to end instead of padded.
+        reads_mask: whether the model takes an attention_mask.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sequences: SequenceTokenizer
+    packed: bool
+    reads_mask: bool
+
+
+def load_config(source: str, labels: Labels, trust_remote_code: bool = False, **options):
+    """
+    The configuration of `source` (folder, config.json or Hub name) for a classifier with these labels.
+
+    Args:
+        options: settings of StrandBertConfig that are to change; None leaves one as it is.
+
+    Raises:
+        ModelError: nothing there, a DNABERT-2 that was not converted, or options for another kind of model.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    names = dict(enumerate(labels.names))
+    head = {
+        "id2label": names,
+        "label2id": {name: index for index, name in names.items()},
+        "problem_type": labels.problem_type,
+    }
+    try:
+        content, _ = PretrainedConfig.get_config_dict(source)
+        if not content:
+            raise ModelError(f"no model configuration at {source}")
+        if content.get("model_type") == STRANDBERT:
+            return StrandBertConfig.from_pretrained(source, **head, **options)
+        if "bert_layers" in json.dumps(content.get("auto_map", {})):
+            raise ModelError(
+                f"{source} is a DNABERT-2 with its original code, which today's transformers cannot run; convert it "
+                f"first: python -m hub_configs.convert {source} FOLDER"
+            )
+        if options:
+            raise ModelError(
+                f"--{' and --'.join(options)} work with StrandBERT models only; {source} is a "
+                f"{content.get('model_type')!r}"
+            )
+        if content.get("model_type") == "bert":  # DNABERT: its own code is BERT's, and not for today's transformers
+            return BertConfig.from_pretrained(source, **head)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **head)
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"no model configuration at {source}: {error}") from None
+
+
+def load_tokenizer(source: str, config, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer of a model.
+
+    Raises:
+        ModelError: there is none, or it has no token for padding.
+    """
+    try:
+        if config.model_type == STRANDBERT:
+            cached_file(source, "tokenizer.json")
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"no tokenizer at {source} ({error}); name one with --tokenizer_name") from None
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of {source} has no padding token; batches need one")
+    return tokenizer
+
+
+def load_classifier(
+    config,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: str | None,
+    max_length: int | None = None,
+    truncate: bool = False,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> Classifier:
+    """
+    The model in float32, its head random unless `weights` holds one with these labels.
+
+    Args:
+        weights: folder or Hub name; None for random weights.
+        max_length, truncate: as in SequenceTokenizer; positions that the model has set a further limit.
+
+    Raises:
+        ModelError: an architecture without classifier, or weights or tokens that do not fit.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer):,} tokens, more than vocab_size {config.vocab_size:,} of the model; "
+            "they do not belong together"
+        )
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    model_class = {STRANDBERT: StrandBertForSequenceClassification, "bert": BertForSequenceClassification}.get(
+        config.model_type
+    )
+    try:
+        if model_class is None:
+            model_class, options = (
+                AutoModelForSequenceClassification,
+                options | {"trust_remote_code": trust_remote_code},
+            )
+        if weights:
+            model = model_class.from_pretrained(weights, config=config, dtype=torch.float32, **options)
+        elif model_class is AutoModelForSequenceClassification:
+            model = model_class.from_config(config, **options)
+        else:
+            model = model_class._from_config(config, **options)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"cannot load {weights or config.model_type} as a classifier: {error}") from None
+    strandbert = config.model_type == STRANDBERT
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    limits = [limit for limit in (max_length, None if strandbert else position_limit(config)) if limit]
+    limit = min(limits) if limits else None
+    if strandbert:
+        sequences = StrandBertTokenizer(tokenizer, limit, truncate)
+    else:
+        k = kmer_length(tokenizer) if config.model_type == "bert" else None
+        sequences = SequenceTokenizer(tokenizer, str if k is None else partial(kmers, k=k), limit, truncate)
+    reads_mask = "attention_mask" in inspect.signature(model.forward).parameters
+    return Classifier(model, tokenizer, sequences, packed=strandbert, reads_mask=reads_mask)
+
+
+def kmer_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """k, when all tokens of bases are k letters long with k at least 3 (DNABERT's vocabularies); None otherwise."""
+    lengths = {len(token) for token in tokenizer.get_vocab() if set(token) <= set("ACGT")}
+    return lengths.pop() if len(lengths) == 1 and min(lengths) >= 3 else None
+
+
+def kmers(letters: str, k: int) -> str:
+    """Overlapping k-mers with blanks between them, as DNABERT reads a sequence."""
+    return " ".join(letters[start : start + k] for start in range(max(len(letters) - k + 1, 1)))
+
+
+def position_limit(config) -> int | None:
+    """Tokens that a model with learned positions can read; None where positions set no limit."""
+    rotary = getattr(config, "position_embedding_type", "absolute") in ("rotary", "alibi")
+    positions = getattr(config, "max_position_embeddings", None)
+    if rotary or positions is None:
+        return None
+    offset = (
+        config.pad_token_id + 1 if config.model_type in ("esm", "roberta") else 0
+    )  # those count from the padding id
+    return positions - offset
+
+
+# -- LoRA ----------------------------------------------------------------------------------------------------------
+
+
+def add_lora(classifier: Classifier, rank: int, alpha: int, dropout: float, targets: Sequence[str] | None = None):
+    """
+    Freeze the encoder and add low-rank adapters; the head (classifier, pooler) is trained and saved in full.
+
+    Args:
+        targets: names of the linear layers to adapt; by default Wqkv, dense, gated_layers and wo of StrandBERT, and
+            queries and values of other models, as the DNABERT-2 paper did for the Nucleotide Transformer.
+
+    Raises:
+        ModelError: no layer has these names; lists the names there are.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    model = classifier.model
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    known = LORA_TARGETS if "Wqkv" in names else QUERIES_AND_VALUES
+    wanted = list(targets or [name for name in known if name in names])
+    if not wanted or not set(wanted) <= names:
+        raise ModelError(
+            f"--lora_target_modules {' '.join(wanted) or '(none known)'}: the linear layers of this model are "
+            f"{', '.join(sorted(names))}"
+        )
+    head = [name for name in HEADS if any(part.split(".")[-1] == name for part, _ in model.named_modules())]
+    settings = LoraConfig(
+        task_type="SEQ_CLS",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=wanted,
+        exclude_modules=rf"(.*\.)?({'|'.join(head)})(\..*)?",
+        modules_to_save=head,
+    )
+    classifier.model = get_peft_model(model, settings)
+
+
+def check_adapter(model, folder: str | Path):
+    """
+    Make sure that an adapter folder holds every weight that the adapted model trained.
+
+    Args:
+        model: the PeftModel loaded from it.
+
+    Raises:
+        ModelError: weights are missing, which would be random.
+    """
+    from peft import get_peft_model_state_dict
+
+    with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
+        missing = sorted(get_peft_model_state_dict(model).keys() - set(file.keys()))
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ModelError(
+            f"{folder} lacks {len(missing)} weights of the adapter or its head, which would be random: {shown}"
+        )
+
+
+def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Classifier:
+    """
+    What run_classification.py saved: a whole model, or an adapter on the model that its adapter_config.json names.
+
+    Raises:
+        ModelError: nothing there, or weights that are missing.
+    """
+    folder = Path(folder)
+    source, adapted = str(folder), (folder / ADAPTER_CONFIG).is_file()
+    if adapted:
+        source = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    try:
+        content, _ = PretrainedConfig.get_config_dict(str(folder))
+        names = tuple(name for _, name in sorted((int(index), name) for index, name in content["id2label"].items()))
+        labels = Labels(content["problem_type"], names)
+    except (OSError, KeyError) as error:
+        raise ModelError(f"{folder} holds no fine-tuned model: {error}") from None
+    config = load_config(str(folder), labels, trust_remote_code)
+    tokenizer = load_tokenizer(str(folder), config, trust_remote_code)
+    classifier = load_classifier(config, tokenizer, source, trust_remote_code=trust_remote_code)
+    if adapted:
+        from peft import PeftModel
+
+        classifier.model = PeftModel.from_pretrained(classifier.model, folder)
+        check_adapter(classifier.model, folder)
+    classifier.model.eval()
+    return classifier
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def layer_depths(model: nn.Module) -> dict[str, int]:
+    """
+    Distance of every parameter from the head, by name: 0 for the head, 1 for the last layer, ..., layers + 1 for the
+    embeddings.
+    """
+    found = {name: LAYER_NUMBER.search(name) for name, _ in model.named_parameters()}
+    layers = 1 + max((int(match[1]) for match in found.values() if match), default=-1)
+    depths = {}
+    for name, match in found.items():
+        if match:
+            depths[name] = layers - int(match[1])
+        else:
+            depths[name] = layers + 1 if "embed" in name else 0
+    return depths
+
+
+def last_linear(model: nn.Module, outputs: int) -> nn.Linear:
+    """
+    The layer that gives the logits.
+
+    Raises:
+        ModelError: no linear layer with this many outputs.
+    """
+    found = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module.out_features == outputs and "original_module" not in name:
+            found = module
+    if found is None or found.bias is None:
+        raise ModelError("the classifier has no last linear layer with a bias; regression needs one")
+    return found
+
+
+@torch.no_grad()
+def scale_outputs(model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor):
+    """Change the last layer so that outputs x become x * deviation + mean; both (outputs,)."""
+    layer = last_linear(model, len(mean))
+    mean, deviation = (values.to(layer.weight) for values in (mean, deviation))
+    layer.weight *= deviation[:, None]
+    layer.bias.copy_(layer.bias * deviation + mean)

@@ -1,0 +1,301 @@
+"""transformers' Trainer for classification and regression: exact evaluation over all rows, collapse detector, LoRA."""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from training.arguments import RunArguments
+from training.checkpoints import make_self_contained
+from training.classification_batches import (
+    ClassificationCollator,
+    LengthBucketSampler,
+    SequenceDataset,
+    View,
+    evaluation_batches,
+)
+from training.classification_data import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
+from training.classification_model import STRANDBERT, Classifier, layer_depths
+from training.exact_trainer import ExactTrainer
+from training.metrics import compute_metrics, constant_loss
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_BASE_PAIRS = {"cpu": 1 << 14, "cuda": 1 << 18}  # of a batch, padding counted
+NEAR_CONSTANT = 1e-3  # nats below the loss of a constant prediction that count as having learnt something
+
+
+class ClassificationTrainer(ExactTrainer):
+    """
+    Fine-tunes a classifier or regressor.
+
+    What differs from ExactTrainer:
+    - the loss is computed here, for any model that returns logits: cross-entropy, binary cross-entropy, squared error
+      of standardised labels; a batch counts the same however many processes share it;
+    - evaluation takes every row once, in batches of similar length without padding where the model allows it;
+    - layers nearer to the input may learn more slowly.
+
+    Args:
+        class_weights: float32 (classes,) or (label columns,), None for equal ones.
+        views: ways of reading a sequence whose outputs are averaged when evaluating.
+        layer_decay: factor of the learning rate from one layer to the one below.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        args: RunArguments,
+        train_dataset: SequenceDataset,
+        eval_dataset: SequenceDataset,
+        labels: Labels,
+        settings: dict,
+        class_weights: np.ndarray | None = None,
+        views: tuple[View, ...] = (View(),),
+        layer_decay: float = 1.0,
+        collapse_patience: int = 3,
+    ):
+        super().__init__(
+            classifier.model,
+            args,
+            LengthBucketSampler(train_dataset.examples.lengths(), args.global_batch_size, args.seed),
+            classifier.tokenizer,
+            settings,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask),
+        )
+        self.model_accepts_loss_kwargs = False  # every batch counts the same
+        self.labels = labels
+        self.views = views
+        self.layer_decay = layer_decay
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(args.device)
+        mean, deviation = label_scale(train_dataset.examples.labels, labels)
+        self.label_mean, self.label_deviation = (
+            torch.from_numpy(values).to(args.device) for values in (mean, deviation)
+        )
+        self.collapse = CollapseDetector(self, collapse_patience)
+        self.add_callback(self.collapse)
+        self.add_callback(_EvaluateAtTheEnd())
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(FineTuningProgress)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, *args, **kwargs):
+        """As Trainer's, with a learning rate that falls by `layer_decay` from layer to layer."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.layer_decay != 1 and len(optimizer.param_groups) <= 2:
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            depths = layer_depths(self.model)
+            groups = list(optimizer.param_groups)
+            optimizer.param_groups.clear()
+            for group in groups:
+                by_depth: dict[int, list] = {}
+                for parameter in group["params"]:
+                    by_depth.setdefault(depths[names[parameter]], []).append(parameter)
+                for depth, parameters in sorted(by_depth.items()):
+                    scaled = {"params": parameters, "lr": group["lr"] * self.layer_decay**depth}
+                    optimizer.add_param_group(group | scaled)
+        return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean loss of a batch; with class weights a mean of weighted losses, so that every row keeps its share."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = self._loss(outputs.logits.float(), labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.labels.problem_type == SINGLE_LABEL:
+            return F.cross_entropy(logits, labels, weight=self.class_weights, reduction="none").mean()
+        if self.labels.problem_type == MULTI_LABEL:
+            return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.class_weights)
+        return F.mse_loss(logits, (labels - self.label_mean) / self.label_deviation)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise CollapseError(
+                f"step {self.state.global_step + 1:,}: the loss is {float(loss)}. Lower --learning_rate (it is "
+                f"{self.args.learning_rate:g}), or train in float32 without --bf16 and --fp16"
+            )
+        return loss
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float | None]:
+        """Metrics of `training.metrics` on the validation rows, logged and seen by callbacks."""
+        dataset = eval_dataset or self.eval_dataset
+        start = time.perf_counter()
+        logits = self.predict_logits(dataset)
+        metrics = compute_metrics(logits, dataset.examples.labels, self.labels.problem_type)
+        metrics["distinct_predictions"] = distinct_predictions(logits, self.labels)
+        metrics["runtime"] = time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def predict_logits(self, dataset: SequenceDataset) -> np.ndarray:
+        """
+        float32 (rows, outputs), the mean over the views; regression in the units of the labels.
+
+        Raises:
+            CollapseError: outputs that are not finite.
+        """
+        model, device = self.model, self.args.device
+        training = model.training
+        model.eval()
+        lengths = dataset.examples.lengths()
+        budget = EVALUATION_BASE_PAIRS.get(device.type, EVALUATION_BASE_PAIRS["cuda"])
+        batches = evaluation_batches(lengths, budget)[self.args.process_index :: self.args.world_size]
+        logits = torch.zeros(len(lengths), len(self.labels.names), device=device)
+        hidden = self.args.disable_tqdm or not self.is_local_process_zero() or lengths.sum() < 100 * budget
+        for rows in tqdm(batches, desc="evaluating", leave=False, disable=hidden):
+            for view in self.views:
+                inputs = self._prepare_inputs(self.data_collator([dataset.sample(row, view) for row in rows]))
+                inputs.pop("labels")
+                with self.compute_loss_context_manager():
+                    outputs = model(**inputs).logits
+                logits[rows] += outputs.float() / len(self.views)
+        model.train(training)
+        logits = self.accelerator.reduce(logits, reduction="sum")
+        if self.labels.problem_type == REGRESSION:
+            logits = logits * self.label_deviation + self.label_mean
+        if not torch.isfinite(logits).all():
+            raise CollapseError(
+                f"step {self.state.global_step:,}: the model's outputs are not finite. Lower --learning_rate (it is "
+                f"{self.args.learning_rate:g})"
+            )
+        return logits.cpu().numpy()
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def complete_folder(self, folder: Path):
+        """Configuration with label names beside an adapter; code and portable tokenizer files for StrandBERT."""
+        config = self.accelerator.unwrap_model(self.model).config
+        if not (folder / "config.json").is_file():
+            config.architectures = [type(self.accelerator.unwrap_model(self.model).base_model.model).__name__]
+            config.save_pretrained(folder)
+        if config.model_type == STRANDBERT:
+            make_self_contained(folder, self.tokenizer)
+        else:
+            self.tokenizer.save_pretrained(folder)
+
+
+class CollapseError(RuntimeError):
+    """Training that left the finite numbers; the message says what to change."""
+
+
+class CollapseDetector(TrainerCallback):
+    """
+    Stops a training that learns nothing: the same answer for every validation row, and a loss that is no better than
+    that of answering with the frequencies of the labels, in `patience` evaluations in a row.
+
+    `reason` then says what happened and what to try. patience 0 never stops.
+    """
+
+    def __init__(self, trainer: ClassificationTrainer, patience: int):
+        self.patience = patience
+        self.labels = trainer.labels
+        examples = trainer.eval_dataset.examples
+        self.constant_loss = constant_loss(examples.labels, trainer.labels.problem_type, len(trainer.labels.names))
+        self.largest_share = 0.0
+        if trainer.labels.problem_type == SINGLE_LABEL:
+            self.largest_share = np.bincount(examples.labels).max() / len(examples)
+        self.reason: str | None = None
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        seen = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > args.warmup_steps]
+        last = seen[-self.patience :]
+        if self.patience and len(last) == self.patience and all(self.is_constant(entry) for entry in last):
+            self.reason = self.explain(last[-1], args.learning_rate, f"in {self.patience} evaluations in a row")
+            control.should_training_stop = True
+
+    def is_constant(self, metrics: dict) -> bool:
+        """Whether the metrics of an evaluation (eval_*) are those of a constant answer."""
+        worthless = metrics["eval_loss"] > self.constant_loss * (1 - NEAR_CONSTANT)
+        return metrics["eval_distinct_predictions"] <= 1 and worthless
+
+    def explain(self, metrics: dict, learning_rate: float, when: str) -> str:
+        """What happened, and what to try."""
+        if learning_rate >= 1e-3:
+            advice = (
+                f"--learning_rate {learning_rate:g} is high: try {learning_rate / 100:g}, or 3e-5 as both papers do"
+            )
+        elif self.largest_share > 0.8:
+            advice = f"{self.largest_share:.0%} of the validation rows are of one class: try --class_weights balanced"
+        else:
+            advice = (
+                f"try a lower --learning_rate (it is {learning_rate:g}), a longer warm-up (--warmup_steps), another "
+                "--seed; with random weights a higher --learning_rate such as 3e-4"
+            )
+        return (
+            f"the model collapsed: the same answer for every sequence {when} (validation loss "
+            f"{metrics['eval_loss']:.4f}; a constant answer reaches {self.constant_loss:.4f}). {advice}"
+        )
+
+
+class _EvaluateAtTheEnd(TrainerCallback):
+    """transformers 4 does not evaluate after the last step when that is no multiple of eval_steps."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and args.save_strategy == SaveStrategy.STEPS:
+            control.should_evaluate = control.should_save = True
+
+
+class FineTuningProgress(ProgressCallback):
+    """One bar with loss and time left; evaluations stay on screen as lines."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None or not state.is_world_process_zero:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+        elif "eval_loss" in logs:
+            shown = (("mcc", "MCC"), ("auroc", "AUROC"), ("accuracy", "accuracy"), ("spearman", "Spearman"))
+            found = ((title, logs.get(f"eval_{name}")) for name, title in shown)
+            numbers = "".join(f", {title} {value:.4f}" for title, value in found if value is not None)
+            self.training_bar.write(f"step {state.global_step:,}: validation loss {logs['eval_loss']:.4f}{numbers}")
+
+
+def distinct_predictions(logits: np.ndarray, labels: Labels) -> int:
+    """How many different answers there are: classes, sets of labels, or (regression) numbers to three digits."""
+    if labels.problem_type == SINGLE_LABEL:
+        return len(np.unique(logits.argmax(axis=1)))
+    if labels.problem_type == MULTI_LABEL:
+        return len(np.unique(logits > 0, axis=0))
+    scale = np.abs(logits).max(axis=0)
+    return len(np.unique(np.round(logits / np.where(scale > 0, scale, 1), 3), axis=0))
+
+
+def label_scale(values: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (outputs,) of the labels of a regression; 0 and 1 for classes."""
+    outputs = len(labels.names)
+    if labels.problem_type != REGRESSION:
+        return np.zeros(outputs, dtype=np.float32), np.ones(outputs, dtype=np.float32)
+    deviation = values.std(axis=0)
+    return values.mean(axis=0), np.where(deviation > 0, deviation, 1).astype(np.float32)
+
+
+def balanced_weights(values: np.ndarray, labels: Labels) -> np.ndarray | None:
+    """
+    float32 weights that give every class the same share of the loss: rows / (classes x rows of the class); for
+    multi-label the weight of a 1 in each column. None for regression.
+    """
+    if labels.problem_type == REGRESSION:
+        return None
+    if labels.problem_type == MULTI_LABEL:
+        ones = values.sum(axis=0)
+        return ((len(values) - ones) / np.maximum(ones, 1)).astype(np.float32)
+    counts = np.bincount(values, minlength=len(labels.names))
+    return (len(values) / (len(labels.names) * np.maximum(counts, 1))).astype(np.float32)
