@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 LOCAL_BLOCK = 64  # tokens whose logits give the lower bound of the softmax denominator
+REACH_CHUNK = 8192  # tokens looked at together; bounds memory; whole blocks
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -41,13 +42,17 @@ def query_reach(query: Tensor, key: Tensor, slopes: Tensor, skip_eps: float | No
     eps = unit_roundoff(query.dtype) if skip_eps is None else skip_eps
     if eps <= 0:
         return torch.full((length, heads), float(length), device=query.device)
-    query = query.float() / math.sqrt(head_dim)
-    key = key.float()
-    key = key - key.mean(dim=0, keepdim=True)
-    upper = query.norm(dim=-1) * key.norm(dim=-1).amax(dim=0)
     slope = slopes.float()
     tail = math.log(1 / eps) + torch.log(2 / (1 - torch.exp(-slope)))
-    reach = (upper - _local_logsumexp(query, key, slope) + tail) / slope
+    centre = key.mean(dim=0, dtype=torch.float32)
+    keys = key.split(REACH_CHUNK)
+    key_norm = torch.stack([(part.float() - centre).norm(dim=-1).amax(dim=0) for part in keys]).amax(dim=0)
+    parts = []
+    for query_part, key_part in zip(query.split(REACH_CHUNK), keys, strict=True):
+        query_part = query_part.float() / math.sqrt(head_dim)
+        nearby = _local_logsumexp(query_part, key_part.float() - centre, slope)
+        parts.append((query_part.norm(dim=-1) * key_norm - nearby + tail) / slope)
+    reach = torch.cat(parts)
     return torch.where(torch.isfinite(reach), reach.clamp(0, length), torch.full_like(reach, length))
 
 
