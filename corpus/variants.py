@@ -97,7 +97,9 @@ class PhasedVariants:
             try:
                 if kind == "BCF":
                     self._file = pysam.VariantFile(data, index_filename=index)
-                    header, self.contigs = str(self._file.header).splitlines(), list(self._file.index)
+                    header = str(self._file.header).splitlines()
+                    # the index also lists contigs of the header that have no record
+                    self.contigs = [name for name in self._file.index if any(True for _ in self._file.fetch(name))]
                 else:
                     self._file = pysam.TabixFile(data, index=index, encoding="utf-8")
                     header, self.contigs = list(self._file.header), list(self._file.contigs)
