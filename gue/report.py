@@ -30,13 +30,18 @@ BEGIN, END = "<!-- begin: python -m gue.report -->", "<!-- end: python -m gue.re
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on one task: the values of each metric over seeds (times 100), and how they came about."""
+    """
+    One model on one task: the values of each metric over seeds (times 100), and how they came about.
+
+    `collapsed`: runs that gave one and the same answer; their scores count.
+    """
 
     values: dict[str, list[float]]
     seeds: tuple[int, ...]
     learning_rate: str
     learning_rates: int
     data: str
+    collapsed: int
 
     def mean(self, metric: str) -> float | None:
         """Mean over seeds."""
@@ -95,7 +100,9 @@ def measured_scores(rows: list[dict[str, str]]) -> dict[str, dict[str, Measured]
             for metric in METRIC_NAMES
         }
         seeds = tuple(int(row["seed"]) for row in chosen)
-        scores.setdefault(name, {})[task] = Measured(values, seeds, rate, len(by_rate), chosen[0]["data"])
+        scores.setdefault(name, {})[task] = Measured(
+            values, seeds, rate, len(by_rate), chosen[0]["data"], sum(bool(row.get("collapsed")) for row in chosen)
+        )
     return scores
 
 
@@ -133,11 +140,12 @@ def _what_was_run(measured, rows) -> str:
         swept = max(cell.learning_rates for cell in scores.values())
         rates = f", learning rate chosen on dev of {swept}" if swept > 1 else ""
         settings = f" `{row['settings']}`" if row["settings"] else ""
+        collapsed = [f"{task} ({c.collapsed} of {len(c.seeds)})" for task, c in scores.items() if c.collapsed]
+        collapse = f"; collapsed to one answer: {_list(collapsed)}" if collapsed else ""
         other = [task for task, cell in scores.items() if cell.data != "published"]
         data = f"; not the published files: {', '.join(other)}" if other else ""
-        lines.append(
-            f"- **{name}** (`{row['model']}`{settings}): {len(scores)} tasks, seeds {_list(seeds)}{rates}{data}"
-        )
+        count = f"{len(scores)} tasks, seeds {_list(seeds)}"
+        lines.append(f"- **{name}** (`{row['model']}`{settings}): {count}{rates}{collapse}{data}")
     return "\n".join(lines)
 
 

@@ -25,13 +25,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gue.check import is_published, read_content
-from gue.cost import count_cost
+from gue.cost import count_flops
 from gue.results import COLUMNS, ResultsError, append_row, locked, read_results, row_key
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
 from tokenization.tokenizer_files import write_text_atomically
 from training.storage import StorageError, check_writable, writing_into
 
 SCRIPT = Path(__file__).parents[1] / "run_classification.py"
+LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # as in training.classification_arguments, which is slow to import
 FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
 WAIT_SECONDS = 1  # between looks at a run that another process has taken
 KEPT = ("all_results.json", "settings.json", "log.txt")
@@ -67,7 +68,7 @@ def command(arguments: argparse.Namespace, run: Run) -> list[str]:
     flags = {
         "task_name": run.task.name,
         "data_dir": arguments.data_dir,
-        "model_name_or_path": arguments.model,
+        "config_name" if arguments.random_weights else "model_name_or_path": arguments.model,
         "seed": run.seed,
         "learning_rate": f"{run.learning_rate:g}",
         "output_dir": run.folder(arguments.output_dir),
@@ -121,7 +122,7 @@ def _check_same_settings(folder: Path, arguments: argparse.Namespace):
         "model": arguments.model,
         "data_dir": str(arguments.data_dir.resolve()),
         "script": str(arguments.script.resolve()),
-        "settings": arguments.settings,
+        "settings": settings_text(arguments),
     }
     note = folder / "settings.json"
     if note.exists():
@@ -136,24 +137,27 @@ def _check_same_settings(folder: Path, arguments: argparse.Namespace):
     write_text_atomically(note, json.dumps(settings, indent=2) + "\n")
 
 
-def make_row(arguments: argparse.Namespace, run: Run, results: dict, cost: dict) -> dict:
+def make_row(arguments: argparse.Namespace, run: Run, results: dict, flops: int | None) -> dict:
     """The row of the results file."""
-    row = {column: results[column] for column in COLUMNS if column in results}
-    row |= {key: value for key, value in cost.items() if value}
-    rows = {f"{split}_rows": results.get(f"{split}_samples", "") for split in ("train", "test")}
-    settings = shlex.join(arguments.settings)
-    data = "published" if all_published(run.task, arguments.data_dir) else "other"
+    rows = (results.get("data") or {}).get("rows", {})
     return {
-        **rows,
-        **row,
+        **{column: results[column] for column in COLUMNS if results.get(column) is not None},
         "name": arguments.name,
         "model": arguments.model,
         "task": run.task.name,
         "seed": run.seed,
         "learning_rate": f"{run.learning_rate:g}",
-        "settings": settings,
-        "data": data,
+        "settings": settings_text(arguments),
+        "data": "published" if all_published(run.task, arguments.data_dir) else "other",
+        "train_rows": rows.get("train", ""),
+        "test_rows": rows.get("test", ""),
+        "flops_500bp": flops or "",
     }
+
+
+def settings_text(arguments: argparse.Namespace) -> str:
+    """What distinguishes this use of the model from others, as the report prints it."""
+    return " ".join(["random weights"] * arguments.random_weights + [shlex.join(arguments.settings)]).strip()
 
 
 def all_published(task: Task, data_dir: Path) -> bool:
@@ -168,7 +172,7 @@ def run_grid(arguments: argparse.Namespace, runs: list[Run]):
 
     A run that another process has taken is passed over and looked at again at the end.
     """
-    cost = count_cost(arguments.model, arguments.data_dir)
+    flops = count_flops(arguments.model, arguments.data_dir, "--trust_remote_code" in arguments.settings)
     failures, waiting = 0, list(runs)
     with tqdm(total=len(runs), desc=arguments.name, unit="run", disable=None) as bar:
         while waiting:
@@ -180,7 +184,7 @@ def run_grid(arguments: argparse.Namespace, runs: list[Run]):
                         later.append(run)
                         continue
                     if not is_done(arguments, run):
-                        failures = 0 if one_run(arguments, run, lock, cost) else failures + 1
+                        failures = 0 if one_run(arguments, run, lock, flops) else failures + 1
                 bar.update()
                 if failures == FAILURES_IN_A_ROW:
                     tqdm.write(f"stopped: {failures} runs in a row failed")
@@ -197,12 +201,12 @@ def is_done(arguments: argparse.Namespace, run: Run) -> bool:
     return any(row_key(row) == key for row in read_results(arguments.results))
 
 
-def one_run(arguments: argparse.Namespace, run: Run, lock, cost: dict) -> dict | None:
+def one_run(arguments: argparse.Namespace, run: Run, lock, flops: int | None) -> dict | None:
     """Execute, record, clean up; None when the run failed."""
     results = execute(arguments, run, lock)
     if results is None:
         return None
-    row = make_row(arguments, run, results, cost)
+    row = make_row(arguments, run, results, flops)
     append_row(arguments.results, row)
     metric = run.task.metric
     tqdm.write(f"{run}: test {metric} x100 {100 * row[f'test_{metric}']:.2f} ({row['seconds']} s)")
@@ -216,7 +220,7 @@ def one_run(arguments: argparse.Namespace, run: Run, lock, cost: dict) -> dict |
 def check_name(arguments: argparse.Namespace):
     """Raise ResultsError when the results file has this name for another model or other settings."""
     for number, row in enumerate(read_results(arguments.results), 2):
-        here = (arguments.model, shlex.join(arguments.settings))
+        here = (arguments.model, settings_text(arguments))
         if row["name"] == arguments.name and (row["model"], row["settings"]) != here:
             raise ResultsError(
                 f"{arguments.results}, line {number}: the name {arguments.name!r} stands for {row['model']} "
@@ -237,7 +241,9 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     parser.add_argument("--output_dir", type=Path, required=True, help="runs and results.csv go here")
     parser.add_argument("--tasks", nargs="+", default=["all"], help="names, groups (EMP), suites (GUE); default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[3e-5], help="default: 3e-5; several: sweep")
+    rates = "several: sweep; default: 3e-5, with -- --use_lora 1e-4, as in the DNABERT-2 paper"
+    parser.add_argument("--learning_rates", nargs="+", type=float, help=rates)
+    parser.add_argument("--random_weights", action="store_true", help="take config and tokenizer of --model only")
     parser.add_argument("--name", help="what the report calls this model with these settings; default: from --model")
     parser.add_argument("--results", type=Path, help="results file; default: OUTPUT_DIR/results.csv")
     parser.add_argument("--num_processes", type=int, default=1, help="more than 1: through accelerate launch")
@@ -246,7 +252,10 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     cut = argv.index("--") if "--" in argv else len(argv)
     arguments = parser.parse_args(argv[:cut])
     arguments.settings = argv[cut + 1 :]
-    arguments.name = arguments.name or Path(arguments.model).absolute().name
+    random = ", random weights" if arguments.random_weights else ""
+    arguments.name = arguments.name or Path(arguments.model).absolute().name + random
+    lora = "--use_lora" in arguments.settings
+    arguments.learning_rates = arguments.learning_rates or [LORA_LEARNING_RATE if lora else LEARNING_RATE]
     arguments.results = arguments.results or arguments.output_dir / "results.csv"
     return parser, arguments
 

@@ -122,6 +122,12 @@ def test_report_shows_measured_beside_published_and_names_the_rest(results, tmp_
     }
 
 
+def test_collapsed_runs_are_named(results, tmp_path):
+    path = results(row(collapsed="the same answer for every sequence", mcc=0.0), row(seed=1), row(seed=2))
+    main([str(path), "--output_dir", str(tmp_path)])
+    assert "collapsed to one answer: tf/0 (1 of 3)" in (tmp_path / "report.md").read_text()
+
+
 def test_scores_csv_holds_measured_and_published(results, tmp_path):
     main([str(results(row(seed=0), row(seed=1, mcc=0.7))), "--output_dir", str(tmp_path)])
     with open(tmp_path / "scores.csv", newline="") as file:

@@ -195,3 +195,21 @@ def test_full_disk_is_said_and_nothing_is_computed_twice(flags, tmp_path, monkey
             main(flags)
     assert main(flags) == 0
     assert len((tmp_path / "count").read_text().splitlines()) == 6
+
+
+def test_learning_rates_are_those_of_the_script_and_the_paper(flags, tmp_path):
+    from gue.run import LEARNING_RATE, LORA_LEARNING_RATE, parse
+    from training import classification_arguments
+
+    assert classification_arguments.LEARNING_RATE == LEARNING_RATE
+    assert classification_arguments.LORA_LEARNING_RATE == LORA_LEARNING_RATE
+    output = ["--output_dir", str(tmp_path)]
+    assert parse([*flags, *output])[1].learning_rates == [3e-5]
+    assert parse([*flags, *output, "--", "--use_lora"])[1].learning_rates == [1e-4]
+
+
+def test_random_weights_take_the_config_only(flags, tmp_path, stand_in):
+    stand_in.write_text(stand_in.read_text().replace("model_name_or_path", "config_name"))
+    assert main([*flags, "--random_weights", "--output_dir", str(tmp_path)]) == 0
+    row = table(tmp_path / "results.csv")[0]
+    assert (row["name"], row["settings"]) == ("kmer-logistic, random weights", "random weights")
