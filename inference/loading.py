@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from modeling import StrandBertModel
+from modeling import StrandBertForMaskedLM, StrandBertModel
 from tokenization.encoder import Encoder
 
 
@@ -28,12 +28,34 @@ def load_encoder(source: str, dtype: torch.dtype) -> torch.nn.Module:
     """
     if (Path(source) / "adapter_config.json").is_file():
         return load_classifier(source, dtype).eval()
-    if _config(source).model_type != "strandbert":
+    _check_strandbert(source)
+    return StrandBertModel.from_pretrained(source, dtype=dtype).eval()
+
+
+def load_masked_lm(source: str, dtype: torch.dtype = torch.float32) -> StrandBertForMaskedLM:
+    """
+    A StrandBERT with its language-model head.
+
+    Raises:
+        ModelError: no model there, not a StrandBERT, or one without that head (a classifier, an adapter).
+    """
+    _check_strandbert(source)
+    model, info = StrandBertForMaskedLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    lost = sorted(name for name in info["missing_keys"] if name.startswith("cls."))
+    if lost:
         raise ModelError(
-            f"{source} is a {_config(source).model_type!r} model, not a StrandBERT; a released DNABERT-2 becomes one "
+            f"{source} has no language-model head ({lost[0]} is missing), as fine-tuned classifiers; give the "
+            "pre-trained model that it was made from"
+        )
+    return model.eval()
+
+
+def _check_strandbert(source: str):
+    if (model_type := _config(source).model_type) != "strandbert":
+        raise ModelError(
+            f"{source} is a {model_type!r} model, not a StrandBERT; a released DNABERT-2 becomes one "
             "by python -m hub_configs.convert"
         )
-    return StrandBertModel.from_pretrained(source, dtype=dtype).eval()
 
 
 def load_classifier(source: str, dtype: torch.dtype, trust_remote_code: bool = False) -> torch.nn.Module:
