@@ -147,7 +147,7 @@ def haplotype_sequence(
             first, last, replacement = _inside(edit, replacement, start, end)
         except _Skip as skip:
             haplotype.skipped[str(skip)] += 1
-            if str(skip) == "REF mismatch":
+            if str(skip) in ("REF mismatch", "beyond contig end"):
                 mismatches.append(variant)
             continue
         haplotype.applied[edit.kind] += 1
@@ -183,15 +183,16 @@ def _edit_of(reference: bytes, variant: Variant) -> _Edit:
     ref, alt = variant.ref, variant.alt
     if alt == "*":
         raise _Skip("allele *")
-    if "[" in alt or "]" in alt or (alt[0] == "." or alt[-1] == ".") and not alt.startswith("<"):
+    symbolic = alt.startswith("<")
+    if not symbolic and ("[" in alt or "]" in alt or alt.startswith(".") or alt.endswith(".")):
         raise _Skip("breakend")
+    if not ref or not (symbolic or _BASES.fullmatch(alt)):
+        raise _Skip("unreadable allele")
     problem = ref_problem(reference, variant.position, ref)
     if problem:
         raise _Skip(problem)
-    if alt.startswith("<"):
+    if symbolic:
         return _symbolic_edit(reference, variant)
-    if not _BASES.fullmatch(alt):
-        raise _Skip("unreadable allele")
     position, end = variant.position, variant.position + len(ref)
     if len(ref) == len(alt):
         return _Edit("SNV" if len(ref) == 1 else "MNV", position, end, alt.encode(), False)

@@ -93,6 +93,9 @@ def test_symbolic_insertion_with_its_sequence():
         ("breakend", variant(4, "T", "T.")),
         ("breakend", variant(4, "T", ".T")),
         ("unreadable allele", variant(4, "T", "T-")),
+        ("unreadable allele", variant(4, "T", "")),
+        ("unreadable allele", variant(4, "", "T")),
+        ("symbolic allele not known", variant(4, "T", "<A[b]>", 8)),
         ("REF mismatch", variant(4, "G", "A")),
         ("REF mismatch", variant(4, "G", "<DEL>", 8)),
         ("beyond contig end", variant(20, "AC", "A")),
@@ -170,6 +173,11 @@ def test_wrong_assembly_is_an_error_that_names_the_first_record():
     wrong = [variant(pos, "ACGT"[(pos + 1) % 4], "ACGT"[(pos + 2) % 4]) for pos in range(1, 13)]
     with pytest.raises(VariantError, match="12 of 12 REF alleles differ .* position 1: REF G, reference A.*GRCh38"):
         apply(*wrong)
+
+
+def test_variants_beyond_the_contig_mean_another_assembly_too():
+    with pytest.raises(VariantError, match=r"position 21: REF A, reference nothing \(the contig ends before\)"):
+        apply(*(variant(pos, "A", "C") for pos in range(21, 31)))
 
 
 def test_few_wrong_ref_alleles_are_skipped():
