@@ -212,6 +212,8 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     trainer = MlmTrainer(
         model, args, train_dataset, eval_dataset, tokenizer, settings, plan, schedule, packing=data_args.packing
     )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
+        raise SettingsError("accelerate shards models (FSDP) over GPUs only, and this run has none; launch it without")
     if args.overwrite_output_dir and args.should_save:
         for old in checkpoints_in(args.output_dir):
             shutil.rmtree(old)

@@ -165,3 +165,5 @@ class PretrainingArguments(RunArguments):
         # transformers' own would compile the whole model, and with it padding and logits that nobody asked for
         self.compiles_layers, self.torch_compile = self.torch_compile, False
         super().__post_init__()
+        if self.global_batch_tokens:
+            self.global_batch_size = None

@@ -15,13 +15,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 
 from hub_configs.folder import write_model_code
@@ -195,6 +189,18 @@ def remove_old_checkpoints(output_dir: str | Path, keep: int, best: str | None):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that FSDP2 has sharded as a whole on the CPU, which every process must ask for; others unchanged."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Whole weights of a model that FSDP2 has sharded, each tied one once. Every process must call this."""
+    tied = set(model._tied_weights_keys or ())
+    return {name: whole_tensor(weight) for name, weight in model.state_dict().items() if name not in tied}
+
+
+@torch.no_grad()
 def load_sharded_weights(checkpoint: str | Path, model: torch.nn.Module):
     """
     Load the weights of a checkpoint into a model that FSDP2 has sharded. Every process must call this.
@@ -202,19 +208,20 @@ def load_sharded_weights(checkpoint: str | Path, model: torch.nn.Module):
     Raises:
         CheckpointError: naming weights that are missing or left over.
     """
-    weights = safetensors.torch.load_file(Path(checkpoint) / WEIGHTS)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    problems = set_model_state_dict(model, weights, options=options)
-    wrong = {*problems.missing_keys, *problems.unexpected_keys} - set(model._tied_weights_keys or ())
+    saved = safetensors.torch.load_file(Path(checkpoint) / WEIGHTS)
+    weights = dict(model.named_parameters())  # tied ones once
+    wrong = saved.keys() ^ weights.keys()
     if wrong:
         raise CheckpointError(f"{checkpoint} does not fit the model: {', '.join(sorted(wrong))}")
+    for name, weight in weights.items():
+        weight.copy_(_as_sharded(saved[name], weight) if isinstance(weight, DTensor) else saved[name])
 
 
-def _is_sharded(model: torch.nn.Module) -> bool:
-    return any(isinstance(weight, DTensor) for weight in model.parameters())
+def _as_sharded(tensor: torch.Tensor, like: DTensor) -> DTensor:
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
-def save_optimizer(folder: str | Path, model, optimizer, scheduler, writes: bool = True):
+def save_optimizer(folder: str | Path, optimizer, scheduler, writes: bool = True):
     """
     Write the states of optimizer and scheduler: tensors as safetensors, everything else as JSON.
 
@@ -224,16 +231,16 @@ def save_optimizer(folder: str | Path, model, optimizer, scheduler, writes: bool
     Args:
         writes: whether this process writes.
     """
-    state = _gathered_state(model, optimizer) if _is_sharded(model) else optimizer.state_dict()
-    if not writes:
-        return
+    state = optimizer.state_dict()
     tensors, values = {}, {}
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if torch.is_tensor(value):
-                tensors[f"{index}.{name}"] = value.contiguous()
+                tensors[f"{index}.{name}"] = whole_tensor(value).contiguous()
             else:
                 values[f"{index}.{name}"] = value
+    if not writes:
+        return
     tensors_file, values_file = Path(folder) / OPTIMIZER_TENSORS, Path(folder) / OPTIMIZER_VALUES
     safetensors.torch.save_file(tensors, tensors_file)
     content = {"param_groups": state["param_groups"], "values": values, "scheduler": scheduler.state_dict()}
@@ -241,7 +248,7 @@ def save_optimizer(folder: str | Path, model, optimizer, scheduler, writes: bool
     tensors_file.chmod(values_file.stat().st_mode)  # safetensors lets only the owner read
 
 
-def load_optimizer(folder: str | Path, model, optimizer, scheduler):
+def load_optimizer(folder: str | Path, optimizer, scheduler):
     """
     Restore what `save_optimizer` wrote, also with another number of processes, sharded or not.
 
@@ -258,36 +265,13 @@ def load_optimizer(folder: str | Path, model, optimizer, scheduler):
     for key, value in entries.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    if _is_sharded(model):
-        _load_gathered_state(state, content["param_groups"], model, optimizer)
-    else:
-        optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, entries in state.items():
+        for name, value in entries.items():
+            if isinstance(weights[index], DTensor) and torch.is_tensor(value) and value.shape == weights[index].shape:
+                entries[name] = _as_sharded(value, weights[index])
+    optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
     scheduler.load_state_dict(content["scheduler"])
-
-
-def _gathered_state(model, optimizer) -> dict:
-    """The whole state of a sharded optimizer, parameters numbered as in a plain optimizer's state_dict."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    gathered = get_optimizer_state_dict(model, _inner(optimizer), options=options)
-    names = [name for group in gathered["param_groups"] for name in group["params"]]
-    numbers = {name: number for number, name in enumerate(names)}
-    groups = [group | {"params": [numbers[name] for name in group["params"]]} for group in gathered["param_groups"]]
-    return {"state": {numbers[name]: entries for name, entries in gathered["state"].items()}, "param_groups": groups}
-
-
-def _load_gathered_state(state: dict, param_groups: list[dict], model, optimizer):
-    """Shard a whole state again."""
-    names_of = {weight: name for name, weight in model.named_parameters()}
-    names = [names_of[weight] for group in optimizer.param_groups for weight in group["params"]]
-    groups = [group | {"params": [names[number] for number in group["params"]]} for group in param_groups]
-    whole = {"state": {names[number]: entries for number, entries in state.items()}, "param_groups": groups}
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_optimizer_state_dict(model, _inner(optimizer), whole, options=options)
-
-
-def _inner(optimizer) -> torch.optim.Optimizer:
-    """torch's optimizer inside accelerate's."""
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def save_scaler(folder: str | Path, scaler):

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from training.arguments import RunArguments
 from training.checkpoints import (
     SETTINGS_FILE,
+    gathered_weights,
     how_to_go_on,
     load_optimizer,
     load_scaler,
@@ -78,6 +79,12 @@ class ExactTrainer(Trainer):
         """Add to a saved folder what loading it needs besides weights and config.json."""
         make_self_contained(folder, self.tokenizer)
 
+    def save_model(self, output_dir=None, _internal_call=False):
+        if self.is_fsdp_enabled:
+            self._save(output_dir, gathered_weights(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -100,13 +107,13 @@ class ExactTrainer(Trainer):
         if self.is_deepspeed_enabled:  # its own format, sharded
             super()._save_optimizer_and_scheduler(output_dir)
         else:
-            save_optimizer(output_dir, self.model, self.optimizer, self.lr_scheduler, self.args.should_save)
+            save_optimizer(output_dir, self.optimizer, self.lr_scheduler, self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
-            load_optimizer(checkpoint, self.model, self.optimizer, self.lr_scheduler)
+            load_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.is_fsdp_enabled:

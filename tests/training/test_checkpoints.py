@@ -113,12 +113,12 @@ def take_steps(layer, optimizer, scheduler, steps):
 
 def test_optimiser_and_scheduler_go_on_exactly_from_safetensors_and_json(tmp_path):
     layer, optimizer, scheduler = trained(3)
-    save_optimizer(tmp_path, layer, optimizer, scheduler)
+    save_optimizer(tmp_path, optimizer, scheduler)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["optimizer.json", "optimizer.safetensors"]
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # whoever may read one may read the other
     copy, copy_optimizer, copy_scheduler = trained(0)
     copy.load_state_dict(layer.state_dict())
-    load_optimizer(tmp_path, copy, copy_optimizer, copy_scheduler)
+    load_optimizer(tmp_path, copy_optimizer, copy_scheduler)
     take_steps(layer, optimizer, scheduler, 4)
     take_steps(copy, copy_optimizer, copy_scheduler, 4)
     assert torch.equal(layer.weight, copy.weight) and torch.equal(layer.bias, copy.bias)
@@ -126,9 +126,9 @@ def test_optimiser_and_scheduler_go_on_exactly_from_safetensors_and_json(tmp_pat
 
 
 def test_a_folder_without_optimiser_state_says_how_to_use_its_weights(tmp_path):
-    layer, optimizer, scheduler = trained(0)
+    _, optimizer, scheduler = trained(0)
     with pytest.raises(CheckpointError, match="--model_name_or_path"):
-        load_optimizer(tmp_path, layer, optimizer, scheduler)
+        load_optimizer(tmp_path, optimizer, scheduler)
 
 
 def test_the_mark_lists_every_other_file(make):

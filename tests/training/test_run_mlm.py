@@ -1,6 +1,5 @@
 """run_mlm.py end to end, with a minuscule model: what it writes, exact resume, equal results, clear errors."""
 
-import csv
 import json
 import math
 import os
@@ -10,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 import yaml
 
@@ -18,89 +16,25 @@ import run_mlm
 import training.exact_trainer
 from modeling import StrandBertForMaskedLM
 from tests.training.conftest import MERGES, random_dna
+from tests.training.runs import (  # noqa: F401  fixtures among them
+    KILLED,
+    ROOT,
+    STEPS,
+    assert_same_curve,
+    assert_same_weights,
+    error_of,
+    flags,
+    losses,
+    results,
+    run,
+    settings,
+    weights,
+    with_dropout,
+    without_pictures,
+)
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
-from training import loss_curve
 from training.checkpoints import COMPLETE, save_optimizer
 from training.trainer import MlmTrainer
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing takes longer than training here."""
-    monkeypatch.setattr(loss_curve, "_draw", lambda *_: None)
-    monkeypatch.setattr(loss_curve, "_draw_speed", lambda *_: None)
-
-
-ROOT = Path(run_mlm.__file__).parent
-STEPS = 12  # an epoch of 76 windows has 10 steps of 8: every run crosses its border
-
-
-@pytest.fixture
-def settings(tmp_path, config_file, tokenizer_folder, genome_file) -> dict:
-    """Settings of a run of STEPS steps, as a JSON file would hold them."""
-    return {
-        "config_name": str(config_file),
-        "tokenizer_name": str(tokenizer_folder),
-        "train_file": str(genome_file),
-        "output_dir": str(tmp_path / "run"),
-        "validation_split_percentage": 20,
-        "max_train_samples": 76,
-        "max_seq_length": 32,
-        "max_steps": STEPS,
-        "global_batch_size": 8,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 5e-3,
-        "logging_steps": 1,
-        "eval_steps": 6,
-        "save_steps": 4,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-
-
-def flags(settings: dict) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def run(settings: dict, **changes) -> Path:
-    """Run the script in this process and return the output folder."""
-    settings = settings | changes
-    run_mlm.main(flags(settings))
-    return Path(settings["output_dir"])
-
-
-def error_of(settings: dict, capsys, **changes) -> str:
-    with pytest.raises(SystemExit) as caught:
-        run(settings, **changes)
-    return str(caught.value.code) + capsys.readouterr().err
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "model.safetensors")
-
-
-def assert_same_weights(first: Path, second: Path):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def losses(folder: Path, column: str = "train_loss") -> list[float]:
-    with open(folder / "loss_curve.csv", newline="") as file:
-        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "all_results.json").read_text())
-
-
-@pytest.fixture
-def with_dropout(tmp_path, settings) -> dict:
-    """The same settings with a model that has dropout: its random numbers must be resumed too."""
-    config = json.loads(Path(settings["config_name"]).read_text()) | {"hidden_dropout_prob": 0.1}
-    (tmp_path / "dropout.json").write_text(json.dumps(config))
-    return settings | {"config_name": str(tmp_path / "dropout.json")}
-
 
 # -- what a run writes ---------------------------------------------------------------------------------------------
 
@@ -398,28 +332,6 @@ def test_a_full_disk_names_the_folder_and_the_checkpoint_that_is_left(settings, 
 
 # -- exact resume --------------------------------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-import run_mlm, training.exact_trainer
-from training.trainer import MlmTrainer
-
-def die(*arguments, **keywords):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-moment, step = sys.argv[1], int(sys.argv[2])
-if moment == "training":
-    training_step = MlmTrainer.training_step
-    MlmTrainer.training_step = lambda self, *rest: (
-        die() if self.state.global_step == step else training_step(self, *rest)
-    )
-else:  # weights and optimiser are on disk, the mark of completeness is not
-    mark_complete = training.exact_trainer.mark_complete
-    training.exact_trainer.mark_complete = lambda folder: (
-        die() if folder.name.endswith(f"-{step}") else mark_complete(folder)
-    )
-run_mlm.main(sys.argv[3:])
-"""
-
 
 @pytest.mark.parametrize(("moment", "step"), [("training", 6), ("saving", 8)])
 def test_killed_and_resumed_equals_uninterrupted(with_dropout, tmp_path, moment, step):
@@ -461,11 +373,6 @@ def test_a_truncated_checkpoint_is_passed_over(settings, caplog):
 
 
 # -- equal results -------------------------------------------------------------------------------------------------
-
-
-def assert_same_curve(first: Path, second: Path):
-    for column in ("train_loss", "eval_loss"):
-        assert losses(first, column) == pytest.approx(losses(second, column), rel=1e-4)
 
 
 def test_accumulation_does_not_change_the_result(settings, tmp_path):
