@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -124,16 +125,19 @@ def _report(genome: Genome, findings: Findings, held_out_contigs: list[str], wri
 
 def load_encoder(recipe: Recipe):
     """The encoder of a recipe's tokenizer, or None without one. Raises RecipeError."""
-    if recipe.tokenizer is None:
-        return None
+    return _load_encoder(recipe.tokenizer) if recipe.tokenizer else None
+
+
+@cache  # it takes a second, and a process makes many genomes
+def _load_encoder(path: str):
     from tokenization.encoder import Encoder
 
     try:
-        encoder = Encoder.load(recipe.tokenizer)
+        encoder = Encoder.load(path)
     except (OSError, ValueError) as error:
         raise RecipeError(f"tokenizer: {error}") from None
     if (size := encoder.tokenizer.get_vocab_size()) > 1 << 16:
-        raise RecipeError(f"tokenizer: {recipe.tokenizer} has {size:,} tokens; input_ids holds at most {1 << 16:,}")
+        raise RecipeError(f"tokenizer: {path} has {size:,} tokens; input_ids holds at most {1 << 16:,}")
     return encoder
 
 
