@@ -6,8 +6,8 @@ Export a model folder to ONNX, with any batch size and length, and check it agai
     python -m hub_configs.export FOLDER --output FILE   another file (.onnx)
 
 Inputs of the graph: input_ids and attention_mask, int64 (batch, length). Output: last_hidden_state (batch, length,
-hidden) of an encoder, logits of a head. Before FILE appears both are run at lengths 8, 511, 513 and 2000 and batches of
-1 and 7 with padding, and must agree within 1e-4. Needs `pip install onnx onnxruntime onnxscript`.
+hidden) of an encoder, logits of a head. Before FILE appears both are run at lengths 1, 8, 511, 513 and 2000 and batches
+of 1 and 7 with padding, and must agree within 1e-4. Needs `pip install onnx onnxruntime onnxscript`.
 
 The graph holds dense attention: memory grows with heads x length^2 (the banded attention that the model itself uses
 depends on values, which a graph cannot). docs/serving.md says what that means.
@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -26,13 +27,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import modeling
 
 from .checkpoint import ConversionError, read_json, read_weights
 from .convert import model_class_of
 
-LENGTHS, BATCHES = (8, 511, 513, 2000), (1, 7)
+SHAPES = [(1, 1), *((batch, length) for batch in (1, 7) for length in (8, 511, 513, 2000))]  # batch, length
 ALLOWED = 1e-4  # largest difference between onnxruntime and the model, in absolute terms
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
@@ -103,7 +105,7 @@ def write_onnx(model: TensorOutput, path: Path) -> list[str]:
 def onnx_graph(model: TensorOutput):
     """The model as a torch.onnx.ONNXProgram; the exporter's own messages are kept off the screen."""
     sizes = {0: "batch", 1: "length"}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), quiet():
         warnings.simplefilter("ignore")
         return torch.onnx.export(
             exported_program(model),
@@ -113,6 +115,18 @@ def onnx_graph(model: TensorOutput):
             dynamo=True,
             verbose=False,
         )
+
+
+@contextlib.contextmanager
+def quiet():
+    """No warnings of the exporter about packages that it does not need here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def forget_where_it_was_made(graph) -> None:
@@ -133,7 +147,7 @@ def check(model: TensorOutput, path: Path) -> list[str]:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     lines = []
-    for batch, length in ((batch, length) for batch in BATCHES for length in LENGTHS):
+    for batch, length in tqdm(SHAPES, desc="checking", unit="shape", leave=False):
         inputs = example(batch, length, model.model.config.vocab_size)
         with torch.no_grad():
             expected = model(**inputs)

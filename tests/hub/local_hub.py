@@ -363,6 +363,7 @@ class Handler(BaseHTTPRequestHandler):
     """HTTP around LocalHub: bodies with a length or in chunks, ranges, HEAD, refusals."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes; together they wait 40 ms for each other
     hub: LocalHub
 
     def body(self) -> bytes:

@@ -1,0 +1,49 @@
+"""
+The published folder in an empty virtual environment with only torch and transformers, offline and without sockets.
+
+It installs torch once more (minutes, about 2 GB), so it runs only when asked for:
+
+    STRANDBERT_EMPTY_ENVIRONMENT=1 python -m pytest tests/hub/test_empty_environment.py
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hub_configs.publish import publish
+
+from ..conftest import ROOT
+from .test_publish import trained
+
+PROGRAM = Path(__file__).with_name("empty_environment.py")
+SHIPPED = ROOT / "hub_configs" / "strandbert-tiny"
+
+
+@pytest.mark.slow
+def test_it_loads_embeds_and_fills_a_mask_with_nothing_but_torch_and_transformers(tmp_path):
+    if not os.environ.get("STRANDBERT_EMPTY_ENVIRONMENT"):
+        pytest.skip("installs torch into a new environment; set STRANDBERT_EMPTY_ENVIRONMENT=1 to run it")
+    source = SHIPPED if (SHIPPED / "model.safetensors").is_file() else trained(tmp_path / "my_model")
+    publish(source, "strandbert-tiny", tmp_path / "published")
+
+    constraints = str(ROOT / "constraints.txt")
+    [torch] = re.findall(r"^torch==\S+", Path(constraints).read_text(), flags=re.MULTILINE)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, torch], check=True)
+    subprocess.run([*pip, "-c", constraints, "transformers"], check=True)
+
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [python, "-I", PROGRAM, tmp_path / "published"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout.splitlines()[-1])
+    print(json.dumps(report))
+    assert report["vectors"][0] == 2 and report["finite"] and len(report["tokens"]) == 5
+    assert report["project"] == [] and report["extras"] == []

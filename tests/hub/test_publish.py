@@ -1,0 +1,247 @@
+"""`python -m hub_configs.publish`: what goes into the folder, and what never leaves the machine."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from hub_configs import publish as module
+from hub_configs.checkpoint import ConversionError
+from hub_configs.folder import code_files, write_model_folder
+from hub_configs.publish import PublishError, check_nothing_private, main, publish, read_source
+from hub_configs.verify import VerificationError
+from modeling import StrandBertConfig, StrandBertForMaskedLM, StrandBertForSequenceClassification
+from modeling.configuration_strandbert import AUTO_MAP
+
+from ..conftest import ROOT
+from .conftest import SIZES, original_tokenizer
+
+PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
+
+
+def trained(folder, model_class=StrandBertForMaskedLM, **settings):
+    """A model folder as training leaves it: save_pretrained, checkpoints, optimizer and arguments as pickles."""
+    torch.manual_seed(0)
+    config = StrandBertConfig(**SIZES, initializer_range=0.2, architectures=[model_class.__name__], **settings)
+    model = model_class(config)
+    weights = {name: t for name, t in model.state_dict().items() if name != "cls.predictions.decoder.weight"}
+    folder.mkdir()
+    write_model_folder(folder, json.loads(config.to_json_string()), weights, original_tokenizer())
+    content = json.loads((folder / "config.json").read_text())
+    local = {"_name_or_path": str(folder), "transformers_version": "5.23.0", "_attn_implementation_autoset": True}
+    (folder / "config.json").write_text(json.dumps({**content, **local}))
+    (folder / "checkpoint-10").mkdir()
+    torch.save({"state": {}}, folder / "checkpoint-10" / "optimizer.pt")
+    torch.save({"output_dir": str(folder)}, folder / "training_args.bin")
+    (folder / "log_history.json").write_text(json.dumps({"output_dir": str(folder)}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """(source, folder, report) of a masked-LM model."""
+    root = tmp_path_factory.mktemp("publish")
+    source = trained(root / "my_model")
+    report = publish(source, "strandbert-tiny", root / "published", repository="genomes/tiny")
+    return source, root / "published", report
+
+
+@pytest.fixture
+def copy(published, tmp_path):
+    return shutil.copytree(published[0], tmp_path / "copy")
+
+
+@pytest.fixture
+def no_load(monkeypatch):
+    """Leave the check in a fresh interpreter out, which takes seconds and has tests of its own."""
+    monkeypatch.setattr(module, "compare_with_source", lambda *arguments: [])
+
+
+# ---- the folder
+
+
+def test_code_is_that_of_the_checkout_byte_for_byte(published):
+    code = {path.name: path.read_bytes() for path in published[1].glob("*.py")}
+    assert code == {path.name: path.read_bytes() for path in code_files()}
+
+
+def test_it_holds_what_a_repository_needs_and_nothing_of_the_training(published):
+    names = {path.relative_to(published[1]).as_posix() for path in published[1].rglob("*")}
+    assert names - {path.name for path in code_files()} == {
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"),
+        *("reference_outputs.safetensors", "README.md", "LICENSE", "requirements.txt"),
+    }
+
+
+def test_no_file_is_a_pickle(published):
+    assert (published[0] / "training_args.bin").read_bytes().startswith(PICKLE_STARTS)
+    for path in published[1].iterdir():
+        assert not path.read_bytes().startswith(PICKLE_STARTS), path.name
+
+
+def test_no_file_names_a_path_of_this_machine(published):
+    source, folder, _ = published
+    assert str(source) in (source / "config.json").read_text()
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for place in (source, folder, ROOT, source.parents[1]):
+            assert str(place).encode() not in content, path.name
+
+
+def test_weights_are_those_of_the_source_bit_for_bit(published):
+    source, folder = (load_file(path / "model.safetensors") for path in published[:2])
+    assert source.keys() == folder.keys() and all(torch.equal(source[name], folder[name]) for name in source)
+
+
+def test_config_names_every_auto_class_and_every_size(published):
+    config = json.loads((published[1] / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP and config["architectures"] == ["StrandBertForMaskedLM"]
+    assert {**config, **SIZES} == config and config["layer_norm_eps"] == 1e-12
+    assert not [key for key in config if key.startswith("_")]
+
+
+def test_requirements_are_those_of_the_package(published):
+    lines = (published[1] / "requirements.txt").read_text().splitlines()
+    assert any(line.startswith("torch>=") for line in lines) and any(
+        line.startswith("transformers>=") for line in lines
+    )
+
+
+def test_the_report_says_what_ran_and_that_the_outputs_are_equal(published):
+    report = "\n".join(published[2])
+    assert "modeling_strandbert.py  (ran)" in report and "compared with the model in my_model" in report
+    assert "genomes/tiny loads from an offline Hub cache" in report
+
+
+def test_the_card_has_valid_front_matter_and_loads_the_repository_by_name(published):
+    card = (published[1] / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0" and front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "fill-mask" and "dna" in front["tags"]
+    assert 'from_pretrained("genomes/tiny", trust_remote_code=True)' in card
+
+
+def test_a_fine_tune_keeps_labels_and_is_tagged_as_a_classifier(tmp_path, no_load):
+    labels = {"id2label": {0: "enhancer", 1: "other"}, "problem_type": "single_label_classification"}
+    source = trained(tmp_path / "tuned", StrandBertForSequenceClassification, **labels)
+    publish(source, "strandbert-tiny", tmp_path / "published")
+    config = json.loads((tmp_path / "published" / "config.json").read_text())
+    assert config["id2label"] == {"0": "enhancer", "1": "other"} and config["problem_type"] == labels["problem_type"]
+    assert "pipeline_tag: text-classification" in (tmp_path / "published" / "README.md").read_text()
+
+
+# ---- what is refused; nothing is left where the folder was to be
+
+
+def refused(error, *arguments):
+    output = arguments[2]
+    with pytest.raises(error) as raised:
+        publish(*arguments)
+    assert not output.exists() and not list(output.parent.glob(f".{output.name}*"))
+    return str(raised.value)
+
+
+def test_a_name_without_a_table_lists_those_there_are(copy, tmp_path):
+    assert "only dnabert2-117m, dnagrinder-64m, strandbert-tiny" in refused(
+        PublishError, copy, "my-model", tmp_path / "out"
+    )
+
+
+def test_a_label_that_is_a_path_is_refused(copy, tmp_path, no_load):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "data_dir": "/home/anna/patients"}))
+    message = refused(PublishError, copy, "strandbert-tiny", tmp_path / "out")
+    assert "config.json holds a path of this machine, /home/anna/patients" in message
+
+
+@pytest.mark.parametrize("text", ["C:\\Users\\anna\\x", "/Users/anna/x", "/root/x", "see /mnt/disk1/x."])
+def test_paths_of_other_machines_are_seen(tmp_path, text):
+    (tmp_path / "notes.json").write_text(json.dumps([text]) if "\\" not in text else text)
+    with pytest.raises(PublishError, match="notes.json holds a path of this machine"):
+        check_nothing_private(tmp_path, tmp_path / "source")
+
+
+@pytest.mark.parametrize(
+    "text", ["https://arxiv.org/abs/2306.15006", "tokens/s and MiB/s", "hub_configs/data/x", "1/opt"]
+)
+def test_addresses_and_units_are_no_paths(tmp_path, text):
+    (tmp_path / "notes.json").write_text(json.dumps([text]))
+    check_nothing_private(tmp_path, tmp_path / "source")
+
+
+def test_a_pickle_is_refused_whatever_it_is_called(tmp_path):
+    torch.save({"a": 1}, tmp_path / "notes.json")
+    with pytest.raises(PublishError, match="notes.json is a pickle"):
+        check_nothing_private(tmp_path, tmp_path / "source")
+
+
+class Payload:
+    """Pickles into a call of os.system: what a malicious checkpoint does."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_poisoned_bin_is_refused_and_does_not_run(copy, tmp_path):
+    (copy / "model.safetensors").unlink()
+    torch.save({"weight": Payload(f"touch {tmp_path / 'ran'}")}, copy / "pytorch_model.bin")
+    assert "it holds more than weights" in refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_original_checkpoint_is_to_be_converted_first(copy, tmp_path):
+    (copy / "config.json").write_text(json.dumps({**SIZES, "model_type": "bert"}))
+    assert "convert it first: python -m hub_configs.convert" in refused(
+        ConversionError, copy, "strandbert-tiny", tmp_path / "out"
+    )
+
+
+def test_weights_that_are_not_numbers_are_refused(copy, tmp_path):
+    weights = load_file(copy / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.bias"][3] = float("nan")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert "not finite" in refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
+
+
+def test_a_folder_whose_outputs_are_a_little_off_is_refused(copy, tmp_path, monkeypatch):
+    report = {"code": {}, "parameters": 0, "model_class": "", "auto_class": ""}
+    report |= dict.fromkeys(("python", "torch", "transformers", "tokenizers"), "")
+
+    def load(folder, reference, as_repository):
+        outputs = {
+            n: t + 2e-5 * max(1, t.abs().max())
+            for n, t in load_file(reference).items()
+            if n in ("last_hidden_state", "logits")
+        }
+        return report, {f"{name}.{backend}": t for name, t in outputs.items() for backend in ("default", "eager")}
+
+    monkeypatch.setattr(module, "load_in_fresh_interpreter", load)
+    message = refused(VerificationError, copy, "strandbert-tiny", tmp_path / "out")
+    assert "compared with the model in copy" in message and "DIFFERS" in message
+
+
+def test_the_source_is_never_replaced(published):
+    source = published[0]
+    with pytest.raises(PublishError, match="would replace --model"):
+        publish(source, "strandbert-tiny", source, overwrite=True)
+    assert read_source(source)
+
+
+def test_without_push_nothing_is_uploaded_and_it_says_so(copy, tmp_path, no_load, monkeypatch, capsys):
+    monkeypatch.setattr(module, "upload", lambda *a: pytest.fail("uploaded"))
+    arguments = ["--model", str(copy), "--name", "strandbert-tiny", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "nothing was uploaded; add --push ORG/NAME" in capsys.readouterr().out
+
+
+def test_errors_are_one_line_for_the_user(tmp_path, capsys):
+    assert main(["--model", str(tmp_path), "--name", "strandbert-tiny", "--output", str(tmp_path / "out")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("not published: ") and "config.json does not exist" in line
