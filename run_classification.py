@@ -86,8 +86,7 @@ from training.classification_trainer import (
 from training.command_line import SettingsError, parse_settings, set_up_logging
 from training.kmer_logistic import NAME as KMER_LOGISTIC
 from training.kmer_logistic import KmerLogistic
-from training.loss_curve import write_loss_curve
-from training.metric_plots import draw_predictions
+from training.metric_plots import draw_predictions, draw_training
 from training.metrics import compute_metrics, probabilities
 from training.storage import StorageError, check_writable, writing_into
 
@@ -367,7 +366,9 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
     if args.should_save:
         with trainer.writing():
             results = write_results(logits, data, args, results, collapse=trainer.collapse)
-            write_loss_curve(trainer.state.log_history, {}, args.output_dir)
+            history, baseline = trainer.state.log_history, trainer.collapse.constant_loss
+            draw_training(history, baseline, results["best_step"], args.output_dir)
+            write_json(Path(args.output_dir) / "training_log.json", history)
             for path in checkpoints_in(args.output_dir):
                 shutil.rmtree(path)
         show_results(results, args)

@@ -241,25 +241,26 @@ def add_lora(classifier: Classifier, rank: int, alpha: int, dropout: float, targ
     classifier.model = get_peft_model(model, settings)
 
 
-def check_adapter(model, folder: str | Path):
+def load_adapter(model: PreTrainedModel, folder: str | Path):
     """
-    Make sure that an adapter folder holds every weight that the adapted model trained.
-
-    Args:
-        model: the PeftModel loaded from it.
+    The model with the adapter and the head that a folder holds.
 
     Raises:
         ModelError: weights are missing, which would be random.
     """
-    from peft import get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict
 
     with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
-        missing = sorted(get_peft_model_state_dict(model).keys() - set(file.keys()))
+        found = set(file.keys())
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+        missing = sorted(get_peft_model_state_dict(adapted).keys() - found)
+    except KeyError as error:  # peft misses a weight of the head
+        missing = [error.args[0]]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ModelError(
-            f"{folder} lacks {len(missing)} weights of the adapter or its head, which would be random: {shown}"
-        )
+        raise ModelError(f"{folder} lacks weights of the adapter or its head, which would be random: {shown}")
+    return adapted
 
 
 def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Classifier:
@@ -283,10 +284,7 @@ def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Class
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code)
     classifier = load_classifier(config, tokenizer, source, trust_remote_code=trust_remote_code)
     if adapted:
-        from peft import PeftModel
-
-        classifier.model = PeftModel.from_pretrained(classifier.model, folder)
-        check_adapter(classifier.model, folder)
+        classifier.model = load_adapter(classifier.model, folder)
     classifier.model.eval()
     return classifier
 

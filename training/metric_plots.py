@@ -1,4 +1,4 @@
-"""Pictures of a fine-tuned model's test predictions: confusion matrix, ROC, precision-recall and calibration curves."""
+"""Pictures of a fine-tuning: the losses; confusion matrix, ROC, precision-recall and calibration of the predictions."""
 
 from pathlib import Path
 
@@ -34,6 +34,28 @@ def draw_predictions(logits: np.ndarray, values: np.ndarray, labels: Labels, fol
         columns = range(len(labels.names))
     curves = [(labels.names[column], truth[:, column], scores[:, column]) for column in columns]
     _draw_curves(curves, confidence, correct, folder / "curves.png")
+
+
+def draw_training(log_history: list[dict], baseline: float, best_step: int, folder: str | Path):
+    """
+    Write training_curve.png: training and validation loss by step.
+
+    Args:
+        log_history: of transformers' TrainerState.
+        baseline: validation loss of a constant answer, drawn as a line.
+    """
+    figure = _figure(8, 5)
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", {"linewidth": 1}), ("eval_loss", "validation", {"marker": "o"})):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.axhline(baseline, color="grey", linestyle="--", label=f"constant answer {baseline:.3f}")
+    axes.axvline(best_step, color="grey", linestyle=":", label=f"kept: step {best_step:,}")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, Path(folder) / "training_curve.png")
 
 
 def _figure(width: float, height: float):
@@ -99,10 +121,8 @@ def _draw_regression(predictions: np.ndarray, truth: np.ndarray, labels: Labels,
     figure = _figure(4.2 * shown, 4.2)
     for column, axes in enumerate(np.atleast_1d(figure.subplots(1, shown))):
         axes.scatter(truth[:, column], predictions[:, column], s=6, alpha=0.5)
-        ends = [
-            min(truth[:, column].min(), predictions[:, column].min()),
-            max(truth[:, column].max(), predictions[:, column].max()),
-        ]
+        both = np.concatenate([truth[:, column], predictions[:, column]])
+        ends = [both.min(), both.max()]
         axes.plot(ends, ends, color="grey", linestyle="--", linewidth=1)
         axes.set(title=labels.names[column], xlabel="true", ylabel="predicted")
         axes.grid(alpha=0.3)
