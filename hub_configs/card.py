@@ -22,7 +22,6 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_FILE = ROOT / "hub_configs" / "models.toml"
-RESULTS = ROOT / "benchmarks" / "results"
 NEEDED = ("title", "version", "summary", "config", "architecture", "parameters", "tokenizer", "papers", "licence")
 TAGS = ("dna", "genomics", "biology", "strandbert", "custom_code")
 HEADS = {
@@ -215,25 +214,28 @@ def speed_table(file: str) -> str:
         faster = f"{float(other['strandbert_is_faster_by']):.2f}" if other else "not measured"
         where = f"{row['machine']}, {row['threads']} threads" if row["device"] == "cpu" else row["machine"]
         lines.append(f"| {row['case']} | {where} | {row['dtype']} | {float(row['tokens_per_s']):,.0f} | {faster} |")
-    return f"Encoder, random weights of these sizes (`benchmarks/results/{file}`):\n\n" + "\n".join(lines)
+    return f"Encoder, random weights of these sizes (`{file}`):\n\n" + "\n".join(lines)
 
 
 def gue_table(file: str, name: str) -> str:
-    """Mean over seeds of every GUE task that was run with this model."""
-    rows = [r for r in read_rows(file, ("model", "task", "metric", "score")) if r["model"] == name]
-    if not rows:
-        raise CardError(f"{RESULTS / file} has no row of model {name}")
-    scores: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        scores.setdefault((row["task"], row["metric"]), []).append(float(row["score"]))
-    lines = ["| GUE task | metric | mean | seeds |", "|---|---|---|---|"]
-    lines += [f"| {t} | {m} | {sum(s) / len(s):.2f} | {len(s)} |" for (t, m), s in sorted(scores.items())]
-    return f"Fine-tuned (`benchmarks/results/{file}`):\n\n" + "\n".join(lines)
+    """Mean and deviation over seeds of every GUE task that gue.run has fine-tuned this model on."""
+    from gue.report import measured_scores
+    from gue.results import read_results
+    from gue.tasks import TASKS
+
+    scores = measured_scores(read_results(ROOT / file)).get(name)
+    if not scores:
+        raise CardError(f"{ROOT / file} has no row of {name}")
+    lines = ["| GUE task | metric | score x 100 | seeds |", "|---|---|---|---|"]
+    for task, cell in scores.items():
+        metric = TASKS[task].metric
+        lines.append(f"| {task} | {metric} | {cell.text(metric)} | {len(cell.seeds)} |")
+    return f"Fine-tuned on GUE (`{file}`):\n\n" + "\n".join(lines)
 
 
 def read_rows(file: str, columns: tuple[str, ...]) -> list[dict]:
     """Rows of a result file. Raises CardError when it is absent or lacks a column."""
-    path = RESULTS / file
+    path = ROOT / file
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))

@@ -1,5 +1,5 @@
 """
-What somebody with nothing but torch and transformers does with a published folder: `python empty_environment.py FOLDER`.
+What somebody with nothing but torch and transformers does with a published folder: `empty_environment.py FOLDER`.
 
 Runs in an environment of its own (test_empty_environment.py makes it). Opening a socket raises. Prints one JSON object.
 """

@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 
+from gue.results import COLUMNS
 from hub_configs import card as module
 from hub_configs.card import CardError, card, gue_table, main, read_models, speed_table
 
@@ -22,6 +23,8 @@ def test_a_card_that_someone_edited_is_named(tmp_path, monkeypatch, capsys):
     for name, row in MODELS.items():
         (tmp_path / "hub_configs" / name).mkdir(parents=True)
         (tmp_path / row["config"]).write_text((ROOT / row["config"]).read_text())
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    (tmp_path / "gue").symlink_to(ROOT / "gue")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     assert main([]) == 0 and main(["--check"]) == 0
     edited = tmp_path / "hub_configs" / "strandbert-tiny" / "README.md"
@@ -59,7 +62,7 @@ def write_results(folder, name, rows):
 
 
 def test_speed_is_that_of_the_measured_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
     row = {"case": "32 x 128", "dtype": "float32", "device": "cpu", "machine": "EPYC", "threads": "2"}
     ours = {**row, "model": "strandbert", "tokens_per_s": "1741.7", "strandbert_is_faster_by": "1.0"}
     rival = {**row, "model": "dnabert2_released", "tokens_per_s": "800.0", "strandbert_is_faster_by": "2.167"}
@@ -68,15 +71,16 @@ def test_speed_is_that_of_the_measured_rows(tmp_path, monkeypatch):
 
 
 def test_gue_rows_are_averaged_over_seeds_and_only_those_of_this_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
     rows = [
-        {"model": model, "task": "tf/0", "metric": "mcc", "score": score}
-        for model, score in (("tiny", 60.0), ("tiny", 62.0), ("other", 10.0))
+        {**dict.fromkeys(COLUMNS, ""), "name": name, "task": "tf/0", "seed": seed, "learning_rate": "3e-05"}
+        | {"test_mcc": mcc, "eval_mcc": mcc}
+        for name, seed, mcc in (("tiny", 0, 0.60), ("tiny", 1, 0.62), ("other", 0, 0.10))
     ]
-    write_results(tmp_path, "gue.csv", rows)
-    assert "| tf/0 | mcc | 61.00 | 2 |" in gue_table("gue.csv", "tiny")
-    with pytest.raises(CardError, match="has no row of model nobody"):
-        gue_table("gue.csv", "nobody")
+    write_results(tmp_path, "results.csv", rows)
+    assert "| tf/0 | mcc | 61.00 ± 1.41 | 2 |" in gue_table("results.csv", "tiny")
+    with pytest.raises(CardError, match="has no row of nobody"):
+        gue_table("results.csv", "nobody")
 
 
 def test_a_result_file_that_is_missing_is_named():
