@@ -17,18 +17,18 @@ SEQUENCES = 100  # of EMP/H3's test split; the one with the median number of tok
 KMER_LOGISTIC = "kmer-logistic"
 
 
-def count_flops(model: str, data_dir: Path, trust_remote_code: bool = False) -> int | None:
+def count_flops(model: str, tokenizer_name: str, data_dir: Path, trust_remote_code: bool = False) -> int | None:
     """Forward FLOPs of a two-class classifier; None, with a warning that says why, when they cannot be counted."""
     if model == KMER_LOGISTIC:
         return None
     try:
-        return _count(model, _sequences(data_dir), trust_remote_code)
+        return _count(model, tokenizer_name, _sequences(data_dir), trust_remote_code)
     except Exception as error:  # a column of the report is no reason to lose a grid of runs
         warnings.warn(f"FLOPs of {model} are not counted: {error}", stacklevel=2)
         return None
 
 
-def _count(model: str, sequences: list[str], trust_remote_code: bool) -> int:
+def _count(model: str, tokenizer_name: str, sequences: list[str], trust_remote_code: bool) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,7 +36,7 @@ def _count(model: str, sequences: list[str], trust_remote_code: bool) -> int:
     from training.classification_model import ModelError, load_classifier, load_config, load_tokenizer
 
     config = load_config(model, Labels(SINGLE_LABEL, ("0", "1")), trust_remote_code)
-    tokenizer = load_tokenizer(model, config, trust_remote_code)
+    tokenizer = load_tokenizer(tokenizer_name, config, trust_remote_code)
     try:  # eager: every product is one that the counter knows
         classifier = load_classifier(config, tokenizer, None, None, False, trust_remote_code, "eager")
     except ModelError:

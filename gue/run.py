@@ -172,7 +172,9 @@ def run_grid(arguments: argparse.Namespace, runs: list[Run]):
 
     A run that another process has taken is passed over and looked at again at the end.
     """
-    flops = count_flops(arguments.model, arguments.data_dir, "--trust_remote_code" in arguments.settings)
+    given = read_settings(arguments.settings)
+    tokenizer = given.tokenizer_name or arguments.model
+    flops = count_flops(arguments.model, tokenizer, arguments.data_dir, is_on(given.trust_remote_code))
     failures, waiting = 0, list(runs)
     with tqdm(total=len(runs), desc=arguments.name, unit="run", disable=None) as bar:
         while waiting:
@@ -228,6 +230,20 @@ def check_name(arguments: argparse.Namespace):
             )
 
 
+def read_settings(settings: list[str]) -> argparse.Namespace:
+    """Those flags of run_classification.py that matter here."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tokenizer_name")
+    for flag in ("--use_lora", "--trust_remote_code"):
+        parser.add_argument(flag, nargs="?", const="true", default="false")
+    return parser.parse_known_args(settings)[0]
+
+
+def is_on(value: str) -> bool:
+    """Whether a flag of HfArgumentParser is set."""
+    return value.lower() in ("true", "yes", "t", "y", "1")
+
+
 def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Read the command line."""
     argv = sys.argv[1:] if argv is None else argv
@@ -254,7 +270,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     arguments.settings = argv[cut + 1 :]
     random = ", random weights" if arguments.random_weights else ""
     arguments.name = arguments.name or Path(arguments.model).absolute().name + random
-    lora = "--use_lora" in arguments.settings
+    lora = is_on(read_settings(arguments.settings).use_lora)
     arguments.learning_rates = arguments.learning_rates or [LORA_LEARNING_RATE if lora else LEARNING_RATE]
     arguments.results = arguments.results or arguments.output_dir / "results.csv"
     return parser, arguments

@@ -23,7 +23,8 @@ def folder_of(name, tmp_path, shared_data):
 
 @pytest.mark.shared
 def test_unit_is_what_is_counted(tmp_path, shared_data):
-    counted = count_flops(folder_of("dnagrinder-64m", tmp_path, shared_data), shared_data("data"))
+    folder = folder_of("dnagrinder-64m", tmp_path, shared_data)
+    counted = count_flops(folder, folder, shared_data("data"))
     assert counted == COUNTED_FLOPS["dnaGrinder"]
 
 
@@ -44,15 +45,16 @@ def test_count_is_the_sum_of_the_matrix_products(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertConfig(vocab_size=300, **sizes).save_pretrained(tmp_path / "bert")
     write_split(tmp_path / "data/EMP/H3/test.csv", random_rows(3, 500, 0))
+    bert = str(tmp_path / "bert")
     length, hidden = 500 // 2 + 2, 16
     layer = 2 * length * (4 * hidden**2 + 2 * hidden * 64) + 2 * 2 * length**2 * hidden
     pooler_and_classifier = 2 * hidden**2 + 2 * hidden * 2
-    assert count_flops(str(tmp_path / "bert"), tmp_path / "data") == 2 * layer + pooler_and_classifier
+    assert count_flops(bert, bert, tmp_path / "data") == 2 * layer + pooler_and_classifier
 
 
 def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     with pytest.warns(UserWarning, match="FLOPs of nowhere are not counted: EMP/H3/test.csv.* is not under"):
-        assert count_flops("nowhere", tmp_path) is None
+        assert count_flops("nowhere", "nowhere", tmp_path) is None
     write_split(tmp_path / "EMP/H3/test.csv", random_rows(3, 500, 0))
     with pytest.warns(UserWarning, match="FLOPs of nowhere are not counted: no model configuration at nowhere"):
-        assert count_flops("nowhere", tmp_path) is None
+        assert count_flops("nowhere", "nowhere", tmp_path) is None
