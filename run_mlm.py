@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None):
     except (SettingsError, CheckpointError, SequenceFileError, FastaError, StorageError, LossError) as error:
         sys.exit(f"run_mlm.py: error: {error}")
     except Terminated as error:
-        logger.info("%s", error)
+        logger.warning("%s", error)
         sys.exit(TERMINATED_EXIT_CODE)
 
 

@@ -3,12 +3,15 @@
 import gc
 import json
 import random
+from pathlib import Path
 
 import hypothesis
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from tests.training.runs import STEPS
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
+from training import loss_curve
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # machines of a CI share their cores
 hypothesis.settings.load_profile("no deadline")
@@ -66,3 +69,41 @@ def genome_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("genome") / "genome.fa"
     path.write_text("".join(f">contig{i} test\n{contig}\n" for i, contig in enumerate(contigs)))
     return path
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Drawing takes longer than training here."""
+    monkeypatch.setattr(loss_curve, "_draw", lambda *_: None)
+    monkeypatch.setattr(loss_curve, "_draw_speed", lambda *_: None)
+
+
+@pytest.fixture
+def settings(tmp_path, config_file, tokenizer_folder, genome_file) -> dict:
+    """Settings of a run of STEPS steps, as a JSON file would hold them."""
+    return {
+        "config_name": str(config_file),
+        "tokenizer_name": str(tokenizer_folder),
+        "train_file": str(genome_file),
+        "output_dir": str(tmp_path / "run"),
+        "validation_split_percentage": 20,
+        "max_train_samples": 76,
+        "max_seq_length": 32,
+        "max_steps": STEPS,
+        "global_batch_size": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-3,
+        "logging_steps": 1,
+        "eval_steps": 6,
+        "save_steps": 4,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+
+@pytest.fixture
+def with_dropout(tmp_path, settings) -> dict:
+    """The same settings with a model that has dropout: its random numbers must be resumed too."""
+    config = json.loads(Path(settings["config_name"]).read_text()) | {"hidden_dropout_prob": 0.1}
+    (tmp_path / "dropout.json").write_text(json.dumps(config))
+    return settings | {"config_name": str(tmp_path / "dropout.json")}

@@ -9,45 +9,28 @@ import safetensors.torch
 import torch
 
 import run_mlm
-from training import loss_curve
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing takes longer than training here."""
-    monkeypatch.setattr(loss_curve, "_draw", lambda *_: None)
-    monkeypatch.setattr(loss_curve, "_draw_speed", lambda *_: None)
-
 
 ROOT = Path(run_mlm.__file__).parent
 STEPS = 12  # an epoch of 76 windows has 10 steps of 8: every run crosses its border
 
 
-@pytest.fixture
-def settings(tmp_path, config_file, tokenizer_folder, genome_file) -> dict:
-    """Settings of a run of STEPS steps, as a JSON file would hold them."""
-    return {
-        "config_name": str(config_file),
-        "tokenizer_name": str(tokenizer_folder),
-        "train_file": str(genome_file),
-        "output_dir": str(tmp_path / "run"),
-        "validation_split_percentage": 20,
-        "max_train_samples": 76,
-        "max_seq_length": 32,
-        "max_steps": STEPS,
-        "global_batch_size": 8,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 5e-3,
-        "logging_steps": 1,
-        "eval_steps": 6,
-        "save_steps": 4,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
+# Sequence-length warm-up, packing, token budgets and accumulation together; an epoch has 8 steps.
+WARM_UP = {
+    "sequence_order": "length",
+    "packing": True,
+    "global_batch_tokens": 300,
+    "per_device_train_batch_tokens": 128,
+    "sequence_length_schedule": "0:20 5:32",
+}
+
+
+def without_batch_size(settings: dict) -> dict:
+    """For runs whose steps are counted in tokens."""
+    return {name: value for name, value in settings.items() if name != "global_batch_size"}
 
 
 def flags(settings: dict) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in settings.items() for word in (f"--{name}", *str(value).split())]
 
 
 def run(settings: dict, **changes) -> Path:
@@ -80,14 +63,6 @@ def losses(folder: Path, column: str = "train_loss") -> list[float]:
 
 def results(folder: Path) -> dict:
     return json.loads((folder / "all_results.json").read_text())
-
-
-@pytest.fixture
-def with_dropout(tmp_path, settings) -> dict:
-    """The same settings with a model that has dropout: its random numbers must be resumed too."""
-    config = json.loads(Path(settings["config_name"]).read_text()) | {"hidden_dropout_prob": 0.1}
-    (tmp_path / "dropout.json").write_text(json.dumps(config))
-    return settings | {"config_name": str(tmp_path / "dropout.json")}
 
 
 KILLED = """

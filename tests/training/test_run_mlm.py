@@ -16,10 +16,11 @@ import run_mlm
 import training.exact_trainer
 from modeling import StrandBertForMaskedLM
 from tests.training.conftest import MERGES, random_dna
-from tests.training.runs import (  # noqa: F401  fixtures among them
+from tests.training.runs import (
     KILLED,
     ROOT,
     STEPS,
+    WARM_UP,
     assert_same_curve,
     assert_same_weights,
     error_of,
@@ -27,14 +28,14 @@ from tests.training.runs import (  # noqa: F401  fixtures among them
     losses,
     results,
     run,
-    settings,
     weights,
-    with_dropout,
-    without_pictures,
+    without_batch_size,
 )
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
 from training.checkpoints import COMPLETE, save_optimizer
 from training.trainer import MlmTrainer
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 # -- what a run writes ---------------------------------------------------------------------------------------------
 
@@ -333,8 +334,9 @@ def test_a_full_disk_names_the_folder_and_the_checkpoint_that_is_left(settings, 
 # -- exact resume --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("moment", "step"), [("training", 6), ("saving", 8)])
-def test_killed_and_resumed_equals_uninterrupted(with_dropout, tmp_path, moment, step):
+@pytest.mark.parametrize(("moment", "step", "options"), [("training", 6, {}), ("saving", 8, WARM_UP)])
+def test_killed_and_resumed_equals_uninterrupted(with_dropout, tmp_path, moment, step, options):
+    with_dropout = without_batch_size(with_dropout) | options if options else with_dropout
     killed = with_dropout | {"output_dir": str(tmp_path / "killed")}
     completed = subprocess.run(
         [sys.executable, "-c", KILLED, moment, str(step), *flags(killed)], cwd=ROOT, capture_output=True, text=True

@@ -1,0 +1,315 @@
+"""run_mlm.py: recipes, what stops a run, what it reports, ways to compute layers, leftovers that must not be tracebacks."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+import run_mlm
+from tests.training.runs import (
+    WARM_UP,
+    assert_same_curve,
+    assert_same_weights,
+    error_of,
+    flags,
+    losses,
+    results,
+    run,
+    weights,
+    without_batch_size,
+)
+from training.layers import LowPrecisionLayerNorm, compile_feed_forward, use_low_precision_layernorm
+from training.loading import load_config, load_model
+from training.settings import RECIPES, SettingsError
+from training.trainer import MlmTrainer
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+# -- recipes -------------------------------------------------------------------------------------------------------
+
+
+def parsed(*argv: str):
+    return run_mlm.parse_arguments(["--train_file", "a.fa", "--output_dir", "out", "--use_cpu", *argv], "")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_understood_and_needs_only_data_and_a_place(path):
+    model_args, data_args, args = parsed("--recipe", path.stem)
+    assert model_args.recipe == path.stem and data_args.packing and args.max_steps > 0
+    if model_args.config_name:
+        assert (Path(model_args.config_name) / "config.json").is_file()
+        assert (Path(model_args.tokenizer_name) / "tokenizer.json").is_file()
+
+
+def test_recipes_hold_the_numbers_of_the_papers():
+    _, data, args = parsed("--recipe", "dnabert2")
+    assert (args.global_batch_size, data.max_seq_length, args.max_steps) == (4096, 128, 500_000)
+    assert (args.learning_rate, args.lr_scheduler_type, args.get_warmup_steps(args.max_steps)) == (
+        5e-4,
+        "linear",
+        30_000,
+    )
+    _, data, args = parsed("--recipe", "dnagrinder")
+    assert (args.global_batch_size, data.max_seq_length, args.max_steps) == (256, 2314, 119_000)
+    assert (args.learning_rate, args.lr_scheduler_type, args.get_warmup_steps(args.max_steps)) == (
+        4e-4,
+        "cosine",
+        16_000,
+    )
+    assert data.sequence_order == "length" and data.mlm_probability == 0.15
+    _, data, args = parsed("--recipe", "further-gue")
+    assert (args.global_batch_size, data.max_seq_length, args.max_steps, args.learning_rate) == (32, 128, 100_000, 5e-5)
+    _, data, args = parsed("--recipe", "further-gue-dnagrinder")
+    assert (args.global_batch_size, data.max_seq_length, args.max_steps, args.learning_rate) == (32, 2241, 31_000, 5e-5)
+
+
+def test_flags_override_a_recipe():
+    model_args, data_args, args = parsed("--recipe", "dnabert2", "--max_seq_length", "64", "--packing", "false")
+    assert data_args.max_seq_length == 64 and not data_args.packing and args.global_batch_size == 4096
+
+
+def test_a_recipe_can_be_a_file_and_be_named_in_a_file(tmp_path, settings):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"max_steps": 2, "learning_rate": 1e-4}))
+    content = settings | {"recipe": str(tmp_path / "mine.yaml")}
+    del content["max_steps"]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(content))
+    _, _, args = run_mlm.parse_arguments([str(tmp_path / "settings.yaml")], "")
+    assert args.max_steps == 2 and args.learning_rate == settings["learning_rate"]
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones():
+    with pytest.raises(SettingsError, match="no recipe 'dnabert3'; there are dnabert2, dnagrinder"):
+        parsed("--recipe", "dnabert3")
+
+
+def test_the_global_batch_of_a_recipe_is_kept_for_any_number_of_processes(monkeypatch):
+    for processes in (1, 4, 8, 32):
+        monkeypatch.setattr(run_mlm.PretrainingArguments, "world_size", processes)
+        _, _, args = parsed("--recipe", "dnabert2")
+        assert args.gradient_accumulation_steps * processes * args.per_device_train_batch_size == 4096
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"global_batch_tokens": 300}, "not both"),
+        ({"global_batch_tokens": 300, "global_batch_size": None}, "add --packing"),
+        ({"sequence_length_schedule": "64"}, "write STEP:TOKENS"),
+        ({"low_precision_layernorm": True}, "add --bf16 or --fp16"),
+        ({"sequence_order": "size"}, "invalid choice: 'size'"),
+        ({"mask_replace_prob": 0.95}, "must not be negative, nor exceed 1 together"),
+        ({"train_file": "/"}, "a folder without Parquet files"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, changes, expected):
+    if changes.get("train_file"):
+        changes["train_file"] = tmp_path
+    settings = {name: value for name, value in (settings | changes).items() if value is not None}
+    assert expected in error_of(settings, capsys)
+
+
+def test_a_token_budget_below_two_sequences_says_what_to_raise(settings, capsys):
+    options = without_batch_size(settings) | WARM_UP | {"per_device_train_batch_tokens": 40}
+    assert "raise --per_device_train_batch_tokens to 64 at least" in error_of(options, capsys)
+
+
+# -- what stops a run ----------------------------------------------------------------------------------------------
+
+
+def spoiled(monkeypatch, step: int, spoil):
+    """From a step on, spoil the loss or the gradients of training."""
+    training_step = MlmTrainer.training_step
+
+    def at_step(self, model, *rest):
+        loss = training_step(self, model, *rest)
+        if self.state.global_step >= step:
+            spoil(self, model, loss)
+        return loss
+
+    monkeypatch.setattr(MlmTrainer, "training_step", at_step)
+
+
+def not_a_number(trainer, model, loss):
+    trainer.guard.loss.fill_(math.nan)
+
+
+def bad_gradient(trainer, model, loss):
+    model.bert.encoder.layer[0].mlp.wo.bias.grad[3] = math.inf
+
+
+def jump(trainer, model, loss):
+    trainer.guard.loss += 2.5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "step", "reason"),
+    [
+        (not_a_number, 5, "the loss is no finite number"),
+        (bad_gradient, 5, "the gradient is no finite number"),
+        (jump, 22, "the loss rose to"),
+    ],
+)
+def test_a_bad_loss_stops_before_the_weights_change_with_the_batch_saved(
+    settings, monkeypatch, capsys, tokenizer, spoil, step, reason
+):
+    with monkeypatch.context() as patch:
+        spoiled(patch, step, spoil)
+        message = error_of(settings, capsys, packing=True, max_steps=30)
+    assert f"stopped before step {step + 1}: {reason}" in message and "--max_loss_jump" in message
+    folder = Path(settings["output_dir"]) / f"stopped_at_step_{step + 1}"
+    content = json.loads((folder / "stopped.json").read_text())
+    batch = safetensors.torch.load_file(folder / "batch_of_process_0.safetensors")
+    assert content["step"] == step + 1 and content["reason"].startswith(reason)
+    _, data_args, args = run_mlm.parse_arguments(flags(settings), "")
+    dataset, _, _ = run_mlm.load_datasets(data_args, args, tokenizer)
+    epoch = content["epoch"]
+    expected = [dataset[epoch, index]["input_ids"] for index in content["sequences"]]
+    assert batch["pass0.input_ids"].flatten().tolist() == [token for ids in expected for token in ids.tolist()]
+    last = Path(settings["output_dir"]) / f"checkpoint-{step // 4 * 4}"
+    assert all(weight.isfinite().all() for weight in weights(last).values())
+
+
+def test_a_stopped_run_goes_on_once_the_reason_is_gone(settings, monkeypatch, capsys, tmp_path):
+    with monkeypatch.context() as patch:
+        spoiled(patch, 5, not_a_number)
+        error_of(settings, capsys)
+    assert_same_weights(run(settings), run(settings, output_dir=tmp_path / "whole"))
+
+
+def test_a_jump_may_be_allowed(settings, monkeypatch):
+    spoiled(monkeypatch, 22, jump)
+    assert results(run(settings, max_steps=24, max_loss_jump=0))["global_step"] == 24
+
+
+# -- what a run reports --------------------------------------------------------------------------------------------
+
+
+def test_padding_share_speed_and_mfu_are_logged(settings, tmp_path):
+    padded = run(settings | {"validation_split_percentage": 0, "max_train_samples": 0, "min_run_length": 5})
+    shares = losses(padded, "padding_share")
+    assert len(shares) == 12 and all(0 <= share < 0.5 for share in shares) and max(shares) > 0
+    packed = run(settings, packing=True, output_dir=tmp_path / "packed")
+    assert losses(packed, "padding_share") == [0] * 12
+    assert all(0 < share < 1.5 for share in losses(packed, "mfu"))
+    speed = zip(losses(packed, "base_pairs_per_second"), losses(packed, "tokens_per_second"), strict=True)
+    assert all(1 < base_pairs / tokens < 3 for base_pairs, tokens in speed)
+
+
+def test_report_compares_the_model_with_frequencies_and_bases(settings):
+    folder = run(settings)
+    found, text = results(folder), (folder / "report.md").read_text()
+    for name in ("eval_bits_per_base", "eval_unigram_bits_per_base", "eval_markov_bits_per_base"):
+        assert f"| {found[name]:.4f} |" in text
+    for part in ("loss_curve.png", "speed_curve.png", "tokens/s", "MFU", "genome.fa", "learning_rate: 0.005"):
+        assert part in text
+
+
+def test_tensorboard_logs_do_not_stand_in_the_way_of_starting_again(settings, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    with monkeypatch.context() as patch:  # stopped before the first checkpoint
+        spoiled(patch, 2, not_a_number)
+        error_of(settings, capsys, report_to="tensorboard")
+    folder = run(settings, report_to="tensorboard")
+    assert len(list((folder / "runs").rglob("events.out.tfevents*"))) >= 2
+
+
+# -- how layers are computed ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(settings):
+    model_args, data_args, args = run_mlm.parse_arguments(flags(settings), "")
+    return load_model(model_args, load_config(model_args, data_args.max_seq_length), args)
+
+
+def test_low_precision_layernorm_follows_autocast_and_keeps_weights(model):
+    names = list(model.state_dict())
+    ids = torch.randint(5, 17, (2, 30))
+    exact = model.bert(ids).last_hidden_state
+    use_low_precision_layernorm(model, torch.bfloat16)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model.bert(ids).last_hidden_state, exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.bert(ids).last_hidden_state
+    assert rough.dtype == torch.bfloat16
+    assert 0 < (rough.float() - exact).abs().max() < 0.1
+    assert type(model.bert.embeddings.LayerNorm) is LowPrecisionLayerNorm
+    assert model.bert.embeddings.LayerNorm.weight.dtype == torch.float32
+
+
+def test_compiled_feed_forward_gives_the_same_loss_and_gradients(model, monkeypatch):
+    ids, labels = torch.randint(5, 17, (2, 30)), torch.randint(5, 17, (2, 30))
+    names = list(model.state_dict())
+    expected = model.train()(ids, labels=labels).loss
+    expected.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    calls = []
+    compile_module = torch.nn.Module.compile
+
+    def without_compiler(self, **options):  # traces as inductor does, and leaves out the C++ compiler
+        calls.append(options)
+        compile_module(self, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_compiler)
+    compile_feed_forward(model)
+    loss = model(ids, labels=labels).loss
+    loss.backward()
+    assert calls == [{"dynamic": True}] * 2 and list(model.state_dict()) == names
+    torch.testing.assert_close(loss, expected)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name])
+
+
+def test_activation_checkpointing_does_not_change_the_result(with_dropout, tmp_path):
+    less_memory = run(with_dropout, gradient_checkpointing=True, output_dir=tmp_path / "less")
+    assert_same_curve(run(with_dropout), less_memory)
+
+
+def test_masking_variants(settings, tokenizer):
+    _, data_args, args = run_mlm.parse_arguments(
+        flags(settings | {"mask_replace_prob": 1.0, "random_replace_prob": 0.0}), ""
+    )
+    dataset, _, _ = run_mlm.load_datasets(data_args, args, tokenizer)
+    for index in range(10):
+        sample = dataset[0, index]
+        targets = sample["labels"] != -100
+        assert (sample["input_ids"][targets] == tokenizer.mask_token_id).all()
+
+
+# -- leftovers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_read_is_named(settings, tmp_path, capsys):
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("needs a file that exists and cannot be read, /proc/self/mem")
+    (tmp_path / "unreadable.csv").symlink_to("/proc/self/mem")
+    message = error_of(settings, capsys, train_file=tmp_path / "unreadable.csv")
+    assert "unreadable.csv: cannot be read (Input/output error)" in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "absent", "other"])
+def test_a_damaged_model_to_go_on_from_is_named(settings, tmp_path, capsys, damage):
+    first = run(settings, max_steps=1)
+    if damage == "cut":
+        content = (first / "model.safetensors").read_bytes()
+        (first / "model.safetensors").write_bytes(content[: len(content) // 2])
+    elif damage == "absent":
+        (first / "model.safetensors").unlink()
+    else:
+        tensors = safetensors.torch.load_file(first / "model.safetensors")
+        tensors.pop("bert.encoder.layer.0.mlp.wo.weight")
+        safetensors.torch.save_file(tensors, first / "model.safetensors", metadata={"format": "pt"})
+    message = error_of(settings, capsys, model_name_or_path=first, output_dir=tmp_path / "further")
+    assert f"--model_name_or_path {first} cannot be loaded" in message
+
+
+def test_resuming_with_another_dropout_is_reported(settings, with_dropout, caplog):
+    run(settings, max_steps=4)
+    run(with_dropout, max_steps=5)
+    assert "Resuming with hidden_dropout_prob 0.1" in caplog.text and "was saved with 0.0" in caplog.text

@@ -1,0 +1,261 @@
+"""run_mlm.py on several processes, sharded, streaming, and stopped from outside: always the same result."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import run_mlm
+from tests.training.conftest import random_dna
+from tests.training.runs import (
+    ROOT,
+    WARM_UP,
+    assert_same_curve,
+    assert_same_weights,
+    error_of,
+    flags,
+    losses,
+    results,
+    run,
+    weights,
+    without_batch_size,
+)
+from training.checkpoints import COMPLETE
+from training.trainer import MlmTrainer
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+@pytest.fixture
+def warm_up(settings) -> dict:
+    """Settings of a run with sequence-length warm-up, a length schedule, packing, token budgets and accumulation."""
+    return without_batch_size(settings) | WARM_UP
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Five Parquet files of 10 to 22 sequences, in row groups of 6."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in range(5):
+        rows = [random_dna(120 + 10 * (i % 5), seed=100 * shard + i) for i in range(10 + 3 * shard)]
+        pyarrow.parquet.write_table(pyarrow.table({"sequence": rows}), folder / f"{shard}.parquet", row_group_size=6)
+    return folder
+
+
+@pytest.fixture
+def streaming(settings, shards, genome_file) -> dict:
+    """Settings of a run that streams; its sequences are longer than its windows, so another piece is cut each epoch."""
+    changes = {"train_file": str(shards), "validation_file": str(genome_file), "streaming": True, "packing": True}
+    return settings | changes | {"max_train_samples": 0, "max_steps": 14}
+
+
+def two_processes(tmp_path, script: str, *arguments, **environment):
+    """Run a script in two processes that talk by gloo."""
+    (tmp_path / "script.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{script}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    completed = subprocess.run(
+        [*command, tmp_path / "script.py", tmp_path, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
+
+
+# -- one process ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpoint", [4, 8])
+def test_resuming_with_warm_up_packing_and_accumulation_is_exact(warm_up, with_dropout, tmp_path, checkpoint):
+    options = warm_up | {"config_name": with_dropout["config_name"], "max_steps": 18}  # two epochs of 17 steps
+    whole = run(options, save_total_limit=0)
+    resumed = run(options, output_dir=tmp_path / "again", resume_from_checkpoint=whole / f"checkpoint-{checkpoint}")
+    assert_same_weights(whole, resumed)
+    assert losses(whole)[checkpoint:] == losses(resumed)[checkpoint:]
+
+
+def test_sequence_length_warm_up_takes_short_sequences_first(warm_up, settings, tokenizer):
+    del warm_up["sequence_length_schedule"]
+    _, data_args, args = run_mlm.parse_arguments(flags(warm_up), "")
+    dataset, _, _ = run_mlm.load_datasets(data_args, args, tokenizer)
+    plan = run_mlm.make_plan(data_args, args, dataset)
+    taken = [len(dataset.window(index)) for step in range(plan.steps_per_epoch) for index in sorted(plan.step(0, step))]
+    steps = [[len(dataset.window(index)) for index in plan.step(0, step)] for step in range(plan.steps_per_epoch)]
+    assert sorted(taken) == sorted(dataset.lengths)
+    assert all(max(first) <= min(second) for first, second in zip(steps[:-1], steps[1:], strict=True))
+
+
+def test_a_length_schedule_shortens_the_first_steps(warm_up, tmp_path):
+    seen = [int(entry) for entry in losses(run(warm_up), "tokens")]
+    per_step = {second - first for first, second in zip(seen[:-1], seen[1:], strict=True) if second != first}
+    del warm_up["sequence_length_schedule"]
+    whole = [int(entry) for entry in losses(run(warm_up, output_dir=tmp_path / "whole"), "tokens")]
+    assert max(seen) < max(whole) and min(per_step) < 230
+
+
+def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_exactly(warm_up, with_dropout, tmp_path, monkeypatch, caplog):
+    options = warm_up | {"config_name": with_dropout["config_name"]}
+    training_step = MlmTrainer.training_step
+
+    def signalled(self, *rest):
+        if self.state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlmTrainer, "training_step", signalled)
+        with pytest.raises(SystemExit) as caught:
+            run(options)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step 7; a checkpoint is saved" in caplog.text
+    assert (tmp_path / "run" / "checkpoint-7" / COMPLETE).is_file() and not (tmp_path / "run" / "config.json").exists()
+    resumed, whole = run(options), run(options, output_dir=tmp_path / "whole")
+    assert_same_weights(resumed, whole)
+    assert losses(resumed) == losses(whole) and losses(resumed, "eval_loss") == losses(whole, "eval_loss")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# -- several processes ---------------------------------------------------------------------------------------------
+
+SCALE = """
+import os, signal
+import run_mlm
+from training.trainer import MlmTrainer
+
+folder, *flags = sys.argv[1:]
+streaming_flags = flags[flags.index("--") + 1:]
+flags = flags[:flags.index("--")]
+run_mlm.main([*flags, "--output_dir", folder + "/whole"])
+
+training_step = MlmTrainer.training_step
+def signalled(self, *rest):
+    if self.state.global_step == 6 and self.args.process_index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return training_step(self, *rest)
+MlmTrainer.training_step = signalled
+try:
+    run_mlm.main([*flags, "--output_dir", folder + "/stopped"])
+    sys.exit("was not stopped")
+except SystemExit as error:
+    assert error.code == 143, error.code
+assert os.path.isdir(folder + "/stopped/checkpoint-7")
+MlmTrainer.training_step = training_step
+run_mlm.main([*flags, "--output_dir", folder + "/stopped"])
+
+run_mlm.main([*streaming_flags, "--output_dir", folder + "/streaming"])
+"""
+
+
+def test_two_processes_equal_one_with_warm_up_and_streaming_also_after_sigterm(warm_up, streaming, tmp_path):
+    streaming = streaming | {"per_device_train_batch_size": 2}  # two passes for each process
+    two_processes(tmp_path, SCALE, *flags(warm_up), "--", *flags(streaming))
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
+    assert_same_curve(run(warm_up), tmp_path / "whole")
+    assert_same_curve(run(streaming, output_dir=tmp_path / "one"), tmp_path / "streaming")
+
+
+SHARDED = """
+import accelerate.state
+from accelerate.utils import DistributedType
+
+# accelerate shards over GPUs only; gloo and FSDP2 themselves run on CPUs as well
+initialise = accelerate.state.AcceleratorState.__init__
+def on_cpu(self, *arguments, fsdp_plugin=None, **keywords):
+    initialise(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+accelerate.state.AcceleratorState.__init__ = on_cpu
+
+import run_mlm
+from torch.distributed.tensor import DTensor
+from training.trainer import MlmTrainer
+
+training_step = MlmTrainer.training_step
+def sharded(self, model, *rest):
+    assert any(isinstance(weight, DTensor) for weight in model.parameters())
+    return training_step(self, model, *rest)
+MlmTrainer.training_step = sharded
+
+folder, *flags = sys.argv[1:]
+run_mlm.main([*flags, "--output_dir", folder + "/whole"])
+run_mlm.main([*flags, "--output_dir", folder + "/resumed", "--resume_from_checkpoint", folder + "/whole/checkpoint-4"])
+"""
+
+
+def test_fsdp2_trains_saves_and_goes_on_in_two_processes_and_in_one(warm_up, tmp_path):
+    sharding = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "StrandBertLayer",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    }
+    two_processes(tmp_path, SHARDED, *flags(warm_up), **sharding)
+    kinds = {path.suffix for path in (tmp_path / "whole" / "checkpoint-4").iterdir()}
+    assert kinds == {".safetensors", ".json", ".py"}
+    one = run(warm_up, output_dir=tmp_path / "one")
+    from_sharded = {"resume_from_checkpoint": tmp_path / "whole" / "checkpoint-4", "output_dir": tmp_path / "unsharded"}
+    unsharded = run(warm_up, **from_sharded)
+    assert_same_curve(one, tmp_path / "whole")
+    for folder in (tmp_path / "resumed", unsharded):
+        assert_same_curve(one, folder)
+        assert weights(folder).keys() == weights(one).keys()
+
+
+def test_sharding_that_would_be_ignored_is_refused(settings, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "over GPUs only" in error_of(settings, capsys)
+
+
+# -- streaming -----------------------------------------------------------------------------------------------------
+
+
+def test_streaming_writes_no_tokens_and_resumes_exactly(streaming, tmp_path):
+    whole = run(streaming, save_total_limit=0)
+    assert all(path.stat().st_size <= 128 for path in whole.rglob("train.tokens.npy"))  # nothing but the header
+    found = results(whole)
+    assert found["global_step"] == 14 and found["data"]["splits"]["train"]["windows"] == 80
+    assert found["eval_loss"] < 3 and "eval_markov_bits_per_base" not in found
+    resumed = run(streaming, output_dir=tmp_path / "again", resume_from_checkpoint=whole / "checkpoint-4")
+    assert_same_weights(whole, resumed)
+    workers = run(streaming, output_dir=tmp_path / "workers", dataloader_num_workers=2)
+    assert_same_weights(whole, workers)
+
+
+def test_streaming_takes_every_row_once_in_an_epoch(streaming, tokenizer):
+    _, data_args, args = run_mlm.parse_arguments(flags(streaming), "")
+    dataset, _, _ = run_mlm.load_datasets(data_args, args, tokenizer)
+    plan = run_mlm.make_plan(data_args, args, dataset)
+    epochs = [[index for step in range(10) for index in plan.step(epoch, step).tolist()] for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(80))
+    assert epochs[0] != epochs[1]
+    texts = pyarrow.parquet.read_table(data_args.train_file[1])["sequence"].to_pylist()
+    window = dataset.window(10 + 7)  # the eighth of the second file
+    assert "".join(tokenizer.convert_ids_to_tokens(window[1:-1])) == texts[7]
+    assert max(len(dataset[0, index]["input_ids"]) for index in range(80)) == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sequence_order": "length"}, "take --sequence_order file"),
+        ({"validation_file": None}, "give --validation_file"),
+        ({"train_file": "genome.fa"}, "genome.fa is none"),
+        ({"sequence_column": "dna"}, "no column 'dna'; the columns are sequence"),
+    ],
+)
+def test_streaming_that_cannot_be_is_refused(streaming, capsys, changes, expected):
+    streaming = {name: value for name, value in (streaming | changes).items() if value is not None}
+    assert expected in error_of(streaming, capsys)
+
+
+def test_a_row_that_is_no_dna_is_named(streaming, shards, capsys):
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": ["ACGT" * 30, "MVHL"]}), shards / "9.parquet")
+    message = error_of(streaming, capsys, max_steps=30)
+    assert "9.parquet, row group 0, row 2: character 'V'" in message or "9.parquet, row group 0, row 2" in message
