@@ -353,8 +353,9 @@ def _by_length(attend, query: Tensor, key: Tensor, value: Tensor, layout: Sequen
         return attend(query.view(grid), key.view(grid), value.view(grid)).reshape(query.shape)
     outputs, order = [], []
     for length, starts in layout.starts_by_length().items():
-        if len(starts) == 1:
-            inputs = [tensor[starts[0] : starts[0] + length].unsqueeze(0) for tensor in (query, key, value)]
+        first, end = starts[0], starts[-1] + length
+        if end - first == len(starts) * length:  # neighbours: no copy
+            inputs = [tensor[first:end].unflatten(0, (len(starts), length)) for tensor in (query, key, value)]
         else:
             places = torch.tensor(starts, device=query.device)[:, None] + torch.arange(length, device=query.device)
             inputs = [tensor[places] for tensor in (query, key, value)]

@@ -33,7 +33,7 @@ from .memory import must_fit  # noqa: F401
 from .nucleotides import token_lengths  # noqa: F401
 from .short_attention import short_attention  # noqa: F401
 from .triton_attention import triton_attention  # noqa: F401
-from .unpadding import SequenceLayout, cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
+from .unpadding import SequenceLayout, cu_seqlens_from_position_ids, filled, layout_from_cu_seqlens, layout_from_mask
 
 logger = logging.get_logger(__name__)
 
@@ -191,6 +191,7 @@ class StrandBertEncoder(nn.Module):
 
     def __init__(self, config: StrandBertConfig):
         super().__init__()
+        self.config = config
         self.num_heads = config.num_attention_heads
         self.layer = nn.ModuleList([StrandBertLayer(config) for _ in range(config.num_hidden_layers)])
 
@@ -203,14 +204,15 @@ class StrandBertEncoder(nn.Module):
         num_layers: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Last hidden state (total_tokens, hidden); hidden states and attentions already on the caller's grid."""
-        wants_all = output_hidden_states or output_attentions
-        if hidden_states.device.type == "cpu" and not (wants_all or torch.is_grad_enabled() or is_traced()):
-            last = [
-                self.run_layers(hidden_states[start:end], group, False, False, num_layers)[0]
-                for start, end, group in layout.groups(CPU_GROUP)
-            ]
-            return (last[0] if len(last) == 1 else torch.cat(last)), None, None
-        return self.run_layers(hidden_states, layout, output_hidden_states, output_attentions, num_layers)
+        plain = output_hidden_states or output_attentions or is_traced() or not uses_fused(self.config)
+        if plain or hidden_states.device.type != "cpu":
+            return self.run_layers(hidden_states, layout, output_hidden_states, output_attentions, num_layers)
+        groups = [(0, len(hidden_states), layout)] if torch.is_grad_enabled() else layout.groups(CPU_GROUP)
+        last = []
+        for start, end, group in groups:
+            tokens, group = group.filled(hidden_states[start:end])
+            last.append(self.run_layers(tokens, group, False, False, num_layers)[0][: end - start])
+        return (last[0] if len(last) == 1 else torch.cat(last)), None, None
 
     def run_layers(self, hidden_states, layout, output_hidden_states, output_attentions, num_layers):
         """What `forward` promises, for all tokens at once."""
@@ -590,7 +592,7 @@ class StrandBertForMaskedLM(StrandBertPreTrainedModel):
         else:
             labelled = (targets != -100).nonzero().flatten()
             targets = targets[labelled]
-            logits = predictions = self.cls(tokens[labelled])
+            logits = predictions = self.cls(filled(tokens[labelled]))[: len(labelled)]
         loss = None if targets is None else self._loss(predictions, targets, self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from modeling.unpadding import cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask
+from modeling.unpadding import cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask, usual_size
 
 
 def test_indices_and_boundaries_of_a_ragged_batch():
@@ -77,3 +79,23 @@ def test_groups_are_whole_sequences_in_order(lengths, tokens):
     assert [start for start, _, _ in groups] == [0, *[end for _, end, _ in groups[:-1]]]
     assert all(end - start >= tokens for start, end, _ in groups[:-1])
     assert all(group.max_seqlen == group.cu_seqlens.diff().max() for _, _, group in groups)
+
+
+@given(rows=st.integers(0, 10**6))
+def test_usual_sizes_are_few_and_close(rows):
+    size = usual_size(rows)
+    assert rows <= size <= 1.04 * rows
+    assert usual_size(size) == size
+
+
+def test_there_are_few_usual_sizes():
+    assert len({usual_size(rows) for rows in range(1, 8193)}) < 300
+
+
+def test_filling_adds_a_sequence_and_moves_nothing():
+    layout = layout_from_cu_seqlens(1, 67, torch.tensor([0, 60, 67]), None, "cpu")
+    tokens = torch.randn(67, 3)
+    more, wider = layout.filled(tokens)
+    assert torch.equal(more[:67], tokens)
+    assert not more[67:].any()
+    assert wider.boundaries() == [(0, 60), (60, 67), (67, 68)]
