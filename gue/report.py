@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gue.cost import COUNTED_FLOPS
 from gue.ranking import average_ranks, critical_difference, friedman_p, plot_critical_difference, top_two
-from gue.results import ResultsError, read_results
+from gue.results import ResultsError, read_results, row_key
 from gue.tasks import TASKS, Task, read_table
 from tokenization.tokenizer_files import write_text_atomically
 
@@ -266,6 +266,8 @@ def _summary_table(comparison: Comparison, measured, rows, full: dict[str, list[
 
 
 def _parameters(millions: float) -> str:
+    if millions < 0.1:
+        return f"{1e6 * millions:,.0f}"
     return f"{millions:.3g} M" if millions < 1000 else f"{millions:,.0f} M"
 
 
@@ -338,6 +340,18 @@ def insert(page: Path, report: str):
     write_text_atomically(page, f"{before}{BEGIN}\n\n{report}\n{END}{rest.split(END)[1]}")
 
 
+def _gather(paths: list[Path]) -> list[dict[str, str]]:
+    """Rows of several results files; ResultsError when two of them differ about one run."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise ResultsError(f"{path}: no such file; python -m gue.run makes one")
+        for row in read_results(path):
+            if rows.setdefault(row_key(row), row) != row:
+                raise ResultsError(f"{path}: {' '.join(row_key(row))} has other results in an earlier file")
+    return list(rows.values())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write report.md, scores.csv and plots."""
     parser = argparse.ArgumentParser(
@@ -347,12 +361,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=Path, required=True, help="report.md, scores.csv and plots go here")
     parser.add_argument("--page", type=Path, help="put the report between the marks of this page, not into report.md")
     arguments = parser.parse_args(argv)
-    rows = []
     try:
-        for path in arguments.results:
-            if not path.is_file():
-                raise ResultsError(f"{path}: no such file; python -m gue.run makes one")
-            rows.extend(read_results(path))
+        rows = _gather(arguments.results)
         measured = measured_scores(rows)
         if not measured:
             raise ResultsError(f"{', '.join(map(str, arguments.results))}: no results yet")

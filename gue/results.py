@@ -18,6 +18,7 @@ COLUMNS = (
     "name model task seed learning_rate settings data test_mcc test_f1 test_accuracy eval_mcc eval_f1 eval_accuracy "
     "eval_loss collapsed train_rows test_rows seconds parameters flops_500bp"
 ).split()
+NUMBERS = [column for column in COLUMNS if column in ("seed", "learning_rate") or column.startswith(("test_", "eval_"))]
 KEY = ("name", "task", "seed", "learning_rate")
 
 
@@ -60,7 +61,7 @@ def read_results(path: Path) -> list[dict[str, str]]:
     Read the rows of a results file; none when there is no file.
 
     Raises:
-        ResultsError: columns that are not ours, or a row of another length.
+        ResultsError: columns that are not ours, a row of another length, text in place of a number.
     """
     if not path.exists():
         return []
@@ -73,6 +74,14 @@ def read_results(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise ResultsError(f"{path}, line {number}: not as many fields as line 1; mend or delete this line")
+        for column in NUMBERS:
+            value = row.get(column) or ""
+            try:
+                if value or column in KEY:
+                    (int if column == "seed" else float)(value)
+            except ValueError:
+                message = f"{path}, line {number}: {column} is {value!r}, no number; mend or delete this line"
+                raise ResultsError(message) from None
     return rows
 
 

@@ -162,6 +162,8 @@ def test_page_without_marks_is_left_alone(results, tmp_path, capsys):
         (None, "no such file; python -m gue.run makes one"),
         ("a,b\n1,2\n", "line 1: no column 'name'"),
         ("name,task,seed,learning_rate\nx,tf/0\n", "line 2: not as many fields as line 1"),
+        ("name,task,seed,learning_rate\nx,tf/0,one,3e-5\n", "line 2: seed is 'one', no number"),
+        ("name,task,seed,learning_rate,test_mcc\nx,tf/0,1,3e-5,high\n", "line 2: test_mcc is 'high', no number"),
     ],
 )
 def test_unusable_results_file_is_named(tmp_path, capsys, content, message):
@@ -171,6 +173,15 @@ def test_unusable_results_file_is_named(tmp_path, capsys, content, message):
     with pytest.raises(SystemExit):
         main([str(path), "--output_dir", str(tmp_path)])
     assert message in capsys.readouterr().err
+
+
+def test_files_that_differ_about_a_run_are_refused(results, tmp_path, capsys):
+    path = results(row(mcc=0.5))
+    append_row(tmp_path / "other.csv", row(mcc=0.6))
+    assert main([str(path), str(path), "--output_dir", str(tmp_path)]) == 0
+    with pytest.raises(SystemExit):
+        main([str(path), str(tmp_path / "other.csv"), "--output_dir", str(tmp_path)])
+    assert "other.csv: mine tf/0 0 3e-05 has other results in an earlier file" in capsys.readouterr().err
 
 
 def test_row_of_the_same_run_replaces_the_older_one(results):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from gue.results import read_results
 from gue.run import main
+from modeling import StrandBertConfig
+from tests.gue.conftest import random_rows, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--model", "kmer-logistic", "--tasks", "tf/0", "mouse/2", "--seeds", "0", "1", "2"]
@@ -214,3 +217,17 @@ def test_random_weights_take_the_config_only(flags, tmp_path, stand_in):
     assert main([*flags, "--random_weights", "--output_dir", str(tmp_path)]) == 0
     row = table(tmp_path / "results.csv")[0]
     assert (row["name"], row["settings"]) == ("kmer-logistic, random weights", "random weights")
+
+
+def test_real_script_runs_a_strandbert_from_its_config(data_dir, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "tokenization/vocabulary", model)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    StrandBertConfig(vocab_size=4096, **sizes).save_pretrained(model)
+    write_split(data_dir / "GUE/EMP/H3/test.csv", random_rows(3, 500, 0))
+    flags = ["--model", str(model), "--random_weights", "--data_dir", str(data_dir), "--tasks", "tf/0", "--seeds", "1"]
+    assert main([*flags, "--output_dir", str(tmp_path / "out"), "--", "--max_steps", "2"]) == 0
+    (row,) = table(tmp_path / "out/results.csv")
+    assert -1 <= float(row["test_mcc"]) <= 1 and 0 <= float(row["test_accuracy"]) <= 1 and row["eval_mcc"]
+    assert (row["train_rows"], row["test_rows"], row["settings"]) == ("12", "12", "random weights --max_steps 2")
+    assert int(row["parameters"]) > 4096 * 32 and int(row["flops_500bp"]) > 0
