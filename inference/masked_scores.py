@@ -7,14 +7,14 @@ writes for each base of each sequence the probabilities of A, C, G and T, in two
 token that covers the base is masked and everything else is seen. Let the token have k letters.
 
 - `given_rest` (columns A C G T): only tokens of k letters that agree with the covering token at its k - 1 other letters
-  are compared, so each base is judged given all other bases. A base for which the vocabulary holds no such token gets 0:
-  it could only be spelled with other token borders. `inference.mutagenesis` compares all four by tokenising anew.
+  are compared, so each base is judged given all other bases. A base for which the vocabulary holds no such token gets
+  0: it could only be spelled with other token borders. `inference.mutagenesis` compares all four by tokenising anew.
 - `given_context` (A_context ...): all tokens of k letters are compared and those with the same letter at this place are
   added up, so the other letters of the token are not given; four positive numbers nearly everywhere.
 
 Both are exact for the model, each sums to 1, and both take the token borders of the sequence as known. With
---reverse-complement average both strands are averaged; their borders differ. The base under an N is predicted as a token
-of one letter. docs/variants.md has the formulas.
+--reverse-complement average both strands are averaged; their borders differ. The base under an N is predicted as a
+token of one letter. docs/variants.md has the formulas.
 """
 
 import argparse

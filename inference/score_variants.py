@@ -3,18 +3,19 @@ How a masked language model rates the variants of a VCF: likelihood and embeddin
 
     python -m inference.score_variants calls.vcf.gz --genome genome.fa.gz --model my_model --output scored.vcf.gz
 
-writes the same VCF with three numbers for each ALT allele in INFO, and scored.parquet with a row for each allele. Windows
-of REF and ALT have the same flanks, are tokenised anew, and are read on both strands, whose scores are averaged.
+writes the same VCF with three numbers for each ALT allele in INFO, and scored.parquet with a row for each allele.
+Windows of REF and ALT have the same flanks, are tokenised anew, and are read on both strands, the scores averaged.
 
-  SB_LLR   log-probability of the ALT tokens given the flanks, minus that of the REF tokens (nats). "Tokens" are those in
-           which the two windows differ; they are masked and filled in from left to right. Negative: ALT is less likely.
+  SB_LLR   log-probability of the ALT tokens given the flanks, minus that of the REF tokens (nats). "Tokens" are those
+           in which the two windows differ; they are masked and filled in from left to right. Negative: ALT is less
+           likely.
   SB_PLL   difference of pseudo-log-likelihoods (nats): each token is masked alone; the tokens that differ, and
            --pll-tokens on either side, which also notice what the change does to their surroundings.
   SB_DIST  cosine distance, 0 to 2, between the mean vectors of the windows; the mean is over bases. Not signed.
   SB_SKIP  why an allele has no score: REF mismatch, contig not in genome, symbolic allele, ...
 
-SNVs compare directly. Insertions and deletions change the number of bases that are predicted, so SB_LLR and SB_PLL favour
-deletions: rank them among indels of the same length change only. docs/variants.md has formulas, cost and limits.
+SNVs compare directly. Insertions and deletions change the number of bases that are predicted, so SB_LLR and SB_PLL
+favour deletions: rank them among indels of the same length change only. docs/variants.md has formulas, cost and limits.
 
 The reference allele is checked: alleles that do not fit the genome are not scored but counted, and if more than half do
 not, nothing is written. An interrupted job goes on when the same command is given again.
@@ -55,8 +56,8 @@ SCHEMA = pyarrow.schema([
     ("ref_tokens", pyarrow.int32()), ("alt_tokens", pyarrow.int32()),
 ])  # fmt: skip
 INFO_LINES = (
-    '##INFO=<ID=SB_LLR,Number=A,Type=Float,Description="Log-probability of the ALT tokens given both flanks, minus that '
-    'of the REF tokens, both strands averaged (nats)">',
+    '##INFO=<ID=SB_LLR,Number=A,Type=Float,Description="Log-probability of the ALT tokens given both flanks, minus '
+    'that of the REF tokens, both strands averaged (nats)">',
     '##INFO=<ID=SB_PLL,Number=A,Type=Float,Description="Pseudo-log-likelihood of ALT minus that of REF, differing and '
     'neighbouring tokens, both strands averaged (nats)">',
     '##INFO=<ID=SB_DIST,Number=A,Type=Float,Description="Cosine distance of the mean embeddings of the ALT and REF '
@@ -115,8 +116,8 @@ class VariantScorer:
         ids = self.encoder(windows)
         tokens = [self.differing_tokens(a, b) for a, b in zip(ids[::2], ids[1::2], strict=True)]
         rows = _Rows()
-        sums = [(self._chain(rows, x, *span), self._single(rows, x, *span))
-                for k, spans in enumerate(tokens) for x, span in zip(ids[2 * k : 2 * k + 2], spans, strict=True)]  # fmt: skip
+        spans = [span for both in tokens for span in both]
+        sums = [(self._chain(rows, x, *span), self._single(rows, x, *span)) for x, span in zip(ids, spans, strict=True)]
         values = token_log_probabilities(self.model, rows.queries, self.batch_tokens)
         totals = np.array([[values[wanted].sum() for wanted in pair] for pair in sums]).reshape(-1, 2, 2)
         llr, pll = (totals[:, 1] - totals[:, 0]).reshape(-1, 2, 2).mean(axis=1).T
@@ -231,8 +232,10 @@ def score_file(options: argparse.Namespace) -> Counter:
     """The command with its options; returns how many alleles were scored, and skipped for which reason."""
     source, output = Path(options.vcf), Path(options.output)
     parquet = parquet_beside(output)
-    if output.exists() and (not options.overwrite or output.samefile(source)):
-        raise JobError(f"{output} already exists; choose another --output or pass --overwrite (never the input)")
+    if output.exists() and output.samefile(source):
+        raise JobError(f"--output {output} is the input itself; choose another name")
+    if output.exists() and not options.overwrite:
+        raise JobError(f"{output} already exists; choose another --output or pass --overwrite")
     state = processes(options.cpu or not torch.cuda.is_available())
     genome = Genome(options.genome, contig_names(source))
     model = load_masked_lm(options.model, getattr(torch, options.dtype)).to(state.device)
@@ -270,7 +273,7 @@ def main(arguments: list[str] | None = None):
         "--flank", type=int, default=FLANK, help="bp on either side of the change (default: %(default)s)"
     )
     parser.add_argument("--pll-tokens", default=str(PLL_TOKENS), metavar="N",
-                        help="neighbouring tokens on either side in SB_PLL, or 'all' (default: %(default)s)")  # fmt: skip
+                        help="neighbouring tokens on a side in SB_PLL, or 'all' (default: %(default)s)")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, help="tokens per pass (default: 4096 on a CPU, 65536 on a GPU)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
                         help="arithmetic of the model (default: %(default)s)")  # fmt: skip

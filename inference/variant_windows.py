@@ -156,6 +156,8 @@ def allele_problem(ref: str, alt: str) -> str | None:
     """Why an ALT allele has no sequence that could be scored, or None."""
     if alt.upper() == ref.upper():
         return "ALT equals REF"
+    if alt == ".":
+        return "missing ALT"
     if alt == "*":
         return "overlapping deletion"
     if "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith("."):
