@@ -41,10 +41,6 @@ class Contig:
     def __len__(self) -> int:
         return len(self.letters)
 
-    def cut(self, start: int, end: int) -> bytes:
-        """The bases [start, end) in upper case, U as T; the interval must lie within a run of `acgt`."""
-        return self.letters[start:end].translate(UPPER_CASE)
-
     def soft_masked_bases(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Number of soft-masked bp in each interval [starts, ends)."""
         return covered_bases(self.soft_masked, ends) - covered_bases(self.soft_masked, starts)

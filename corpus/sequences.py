@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from corpus.contigs import Contig
+from corpus.contigs import UPPER_CASE, Contig
 from corpus.shards import GROUP_BASES
 
 COMPLEMENT = bytes.maketrans(b"ACGTN", b"TGCAN")
@@ -69,7 +69,8 @@ def reference_sequences(contig: Contig, windows: np.ndarray) -> Iterator[Sequenc
     """The bases of windows (count, 2) that lie within runs of ACGT, a row group at a time."""
     for part in groups(windows):
         start, end = part.T
-        letters, offsets = join([contig.cut(s, e) for s, e in part.tolist()])
+        letters, offsets = join([contig.letters[s:e] for s, e in part.tolist()])
+        letters = letters.translate(UPPER_CASE)
         share = contig.soft_masked_bases(start, end) / (end - start)
         yield Sequences(letters, offsets, start, end, np.zeros(len(part), bool), share)
 

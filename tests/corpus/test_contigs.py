@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from corpus import contigs
 from corpus.contigs import Contig, covered_bases, find_intervals, read_contigs
 from corpus.fasta import FastaError
+from corpus.sequences import reference_sequences
 
 letters = st.text("ACGTUacgtuNnRy", min_size=1, max_size=200).map(str.encode)
 
@@ -44,9 +45,11 @@ def test_no_intervals_cover_no_bases():
     assert covered_bases(np.empty((0, 2), np.int64), np.array([0, 5])).tolist() == [0, 0]
 
 
-def test_a_cut_is_upper_case_with_u_read_as_t():
-    sequence = b"NNacgUu"
-    assert Contig("c", sequence, *find_intervals(sequence)).cut(2, 7) == b"ACGTT"
+def test_sequences_of_a_contig_are_upper_case_with_u_read_as_t():
+    contig = Contig("c", b"NNacgUu", *find_intervals(b"NNacgUu"))
+    (sequences,) = reference_sequences(contig, np.array([[2, 5], [3, 7]]))
+    assert sequences.split() == [b"ACG", b"CGTT"]
+    assert sequences.soft_masked.tolist() == [1.0, 0.75]
 
 
 def test_two_contigs_of_one_name_are_refused_with_both_lines(tmp_path):
