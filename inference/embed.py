@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import torch
+import transformers
 
 from corpus.fasta import FastaError
 from inference.jobs import MATRIX_SUFFIXES, JobError, processes, run
 from inference.loading import ModelError, SequenceEncoder, fingerprint, load_encoder
 from inference.reading import SequenceInputError, SequenceRecord, read_records, reverse_complement
-from modeling.embedding import POOLINGS, RESOLUTIONS, STRANDS, embed_token_ids
+from modeling.embedding import POOLINGS, RESOLUTIONS, STRANDS, check_options, depth_of, embed_token_ids
 from modeling.nucleotides import token_lengths, token_of_nucleotide, token_spans
 from training.storage import StorageError
 
@@ -130,27 +131,37 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     options = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()  # of loading weights
     try:
-        print(report(embed_file(options)), f"-> {options.output}")
+        if (found := embed_file(options)) is not None:
+            print(report(found), f"-> {options.output}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where this one stopped")
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
 
 
 def embed_file(options: argparse.Namespace):
-    """The command with its options; returns what was read."""
+    """The command with its options; returns what was read, in the main process."""
     check_output(options.output, options.resolution)
     state = processes(options.cpu or not torch.cuda.is_available())
     model = load_encoder(options.model, getattr(torch, options.dtype)).to(state.device)
     choice = {name: getattr(options, name) for name in (
         "pooling", "layer", "resolution", "reverse_complement", "batch_tokens", "window", "overlap"
     )}  # fmt: skip
+    try:
+        depth_of(model.config, options.layer)
+        check_options(*(choice[name] for name in ("pooling", "resolution", "reverse_complement", "window", "overlap")))
+    except ValueError as error:
+        raise JobError(str(error)) from None
     embedder = Embedder(model, SequenceEncoder(options.model, model.config), **choice)
     settings = {"weights": fingerprint(model), "dtype": options.dtype, "device": state.device.type, **choice}
 
     def read():
         return read_records(options.input, options.genome, options.sequence_column, options.name_column)
 
-    return run(options.output, settings, read, embedder, state, options.overwrite)
+    found = run(options.output, settings, read, embedder, state, options.overwrite)
+    return found if state.is_main_process else None
 
 
 if __name__ == "__main__":

@@ -117,7 +117,9 @@ def run(
     parts = output.with_name(output.name + ".parts")
     with writing_into(output.parent, lambda: "what was finished is kept; free space and start the same command again"):
         if state.is_main_process:
-            _start_or_resume(parts, {**settings, **{k: v for k, v in asdict(found).items() if k != "block_bases"}})
+            counted = {key: value for key, value in asdict(found).items() if key != "block_bases"}
+            sizes = {"block_bases": block_bases, "block_records": BLOCK_RECORDS}
+            _start_or_resume(parts, {**settings, **counted, **sizes})
         state.wait_for_everyone()
         _compute_blocks(parts, found, lambda: blocks(read(), block_bases), compute, state)
         state.wait_for_everyone()
@@ -153,7 +155,7 @@ def _start_or_resume(folder: Path, settings: dict):
         return
     if folder.exists() and any(folder.iterdir()):
         raise JobError(f"{folder} is in the way: it is not a folder of an interrupted job; remove it")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 

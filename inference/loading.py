@@ -1,5 +1,6 @@
 """Models from a folder, a Hub name or a LoRA adapter, and the fast encoding of sequences to token ids."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -9,14 +10,22 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from modeling import StrandBertForMaskedLM, StrandBertModel
 from tokenization.encoder import Encoder
-
-
-class ModelError(ValueError):
-    """A model that cannot be used; the message names it and says what to do."""
+from training.classification_data import REGRESSION, SINGLE_LABEL, Labels
+from training.classification_model import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    Classifier,
+    ModelError,
+    load_adapter,
+    load_config,
+    load_finetuned,
+    load_tokenizer,
+)
+from training.classification_model import load_classifier as load_model
 
 
 def load_encoder(source: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -26,8 +35,8 @@ def load_encoder(source: str, dtype: torch.dtype) -> torch.nn.Module:
     Raises:
         ModelError: no model there, or not a StrandBERT.
     """
-    if (Path(source) / "adapter_config.json").is_file():
-        return load_classifier(source, dtype).eval()
+    if (Path(source) / ADAPTER_CONFIG).is_file():
+        return load_classifier(source, dtype).get_base_model()  # its layers hold the adapter
     _check_strandbert(source)
     return StrandBertModel.from_pretrained(source, dtype=dtype).eval()
 
@@ -59,64 +68,66 @@ def _check_strandbert(source: str):
 
 
 def load_classifier(source: str, dtype: torch.dtype, trust_remote_code: bool = False) -> torch.nn.Module:
+    """The model of `load_predictor`."""
+    return load_predictor(source, dtype, trust_remote_code).model
+
+
+def load_predictor(source: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Classifier:
     """
-    A fine-tuned sequence classifier: a saved folder or Hub name of any architecture, or a LoRA adapter on one.
+    A fine-tuned sequence classifier of any architecture with its tokenizer: a saved folder, a Hub name, or a LoRA
+    adapter, which may lie alone (its labels then have no names).
 
     Raises:
         ModelError: no model there, no classifier, or an adapter without its head.
     """
-    if (Path(source) / "adapter_config.json").is_file():
-        return _load_adapter(Path(source), dtype, trust_remote_code)
-    config = _config(source, trust_remote_code)
-    if not any("SequenceClassification" in name for name in config.architectures or ()):
+    folder = Path(source)
+    adapted = (folder / ADAPTER_CONFIG).is_file()
+    if adapted and not (folder / "config.json").is_file():
+        classifier = _load_bare_adapter(folder, trust_remote_code)
+    else:
+        architectures = _config(source, trust_remote_code).architectures or ["a model without a name"]
+        if not adapted and not any("SequenceClassification" in name for name in architectures):
+            raise ModelError(
+                f"{source} is no classifier but {architectures[0]}; fine-tune it with run_classification.py"
+            )
+        classifier = load_finetuned(source, trust_remote_code)
+    classifier.model.to(dtype).eval()
+    return classifier
+
+
+def _load_bare_adapter(folder: Path, trust_remote_code: bool) -> Classifier:
+    """An adapter as peft saves it: no configuration, no tokenizer; both are those of the model it was made from."""
+    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        heads = [file.get_slice(name).get_shape()[0] for name in sorted(file.keys()) if _is_last_head(name)]
+    if not heads:
         raise ModelError(
-            f"{source} is no classifier (it is {', '.join(config.architectures or ['unnamed'])}); fine-tune it with "
-            "run_classification.py"
+            f"{folder} holds no classifier, so its predictions would be random; train with "
+            'modules_to_save=["classifier", "pooler"]'
         )
-    return _from_pretrained(source, config, dtype, trust_remote_code).eval()
+    names = tuple(f"LABEL_{index}" for index in range(heads[-1]))
+    labels = Labels(REGRESSION if len(names) == 1 else SINGLE_LABEL, names)
+    config = load_config(base, labels, trust_remote_code)
+    tokenizer = load_tokenizer(base, config, trust_remote_code)
+    classifier = load_model(config, tokenizer, base, trust_remote_code=trust_remote_code)
+    classifier.model = load_adapter(classifier.model, folder)
+    return classifier
 
 
-def _from_pretrained(source: str, config, dtype: torch.dtype, trust_remote_code: bool) -> torch.nn.Module:
-    # For model_type "strandbert" the classes of this checkout are registered: no code of the folder runs.
-    return AutoModelForSequenceClassification.from_pretrained(
-        source, config=config, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+def _is_last_head(name: str) -> bool:
+    """Whether a weight of an adapter belongs to a classifier; the last such is (labels, hidden)."""
+    parts = name.split(".")
+    return parts[-1] == "weight" and ("classifier" in parts or "score" in parts) and "lora" not in name
 
 
 def _config(source: str, trust_remote_code: bool = False):
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ModelError(f"{source} is no model folder: it has neither config.json nor adapter_config.json")
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"{source} is no model folder: it has no config.json")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: no model that can be loaded ({str(error).splitlines()[0]})") from None
-
-
-def _load_adapter(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> torch.nn.Module:
-    from peft import PeftModel
-
-    adapter = json.loads((folder / "adapter_config.json").read_text())
-    base = adapter["base_model_name_or_path"]
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        heads = {name: file.get_slice(name).get_shape() for name in file.keys() if _is_last_head(name)}
-    if not heads:
-        raise ModelError(
-            f"{folder} holds no classifier: its predictions would be random. Train with "
-            'modules_to_save=["classifier", "pooler"]'
-        )
-    config = _config(str(folder) if (folder / "config.json").is_file() else base, trust_remote_code)
-    if config.num_labels != (labels := next(iter(heads.values()))[0]):
-        config.num_labels = labels
-    if not Path(base).exists() and base.startswith(("/", ".")):
-        raise ModelError(f"{folder} is an adapter of {base}, which is not there; correct adapter_config.json")
-    model = _from_pretrained(base, config, dtype, trust_remote_code)
-    return PeftModel.from_pretrained(model, folder).eval()
-
-
-def _is_last_head(name: str) -> bool:
-    """Whether a weight of an adapter is the last linear layer of a classifier, (labels, hidden)."""
-    parts = name.split(".")
-    return parts[-1] == "weight" and ("classifier" in parts or "score" in parts) and "lora" not in name
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -139,7 +150,7 @@ class SequenceEncoder:
 
     def __init__(self, source: str, config):
         self.tokenizer = _tokenizer(source)
-        self._encoder = Encoder(Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str()))
+        self._encoder = _fast_encoder(self.tokenizer.backend_tokenizer.to_str())
         ends = self.tokenizer("A")["input_ids"]
         if [ends[0], ends[-1]] != [config.cls_token_id, config.sep_token_id] or len(ends) != 3:
             raise ModelError(f"{source}: the tokenizer does not write [CLS] A [SEP]; it does not belong to the model")
@@ -154,10 +165,16 @@ class SequenceEncoder:
         ]
 
 
+@functools.lru_cache(maxsize=2)
+def _fast_encoder(content: str) -> Encoder:
+    """Encoder of a tokenizer.json; making its tables takes a second."""
+    return Encoder(Tokenizer.from_str(content))
+
+
 def _tokenizer(source: str) -> PreTrainedTokenizerFast:
     folder = Path(source)
-    if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer.json").is_file():
-        source = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
+        source = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
     try:
         return PreTrainedTokenizerFast.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -60,7 +60,7 @@ def embed(
         ValueError: unknown options, an empty sequence, a character that is no nucleotide.
         MemoryError: a sequence that does not fit; states the length that would have.
     """
-    _check_options(pooling, resolution, reverse_complement, window, overlap)
+    check_options(pooling, resolution, reverse_complement, window, overlap)
     single = isinstance(sequences, str)
     tokenizer = _own_tokenizer(self) if tokenizer is None else tokenizer
     letters = [checked_letters(s, f"sequence {i}") for i, s in enumerate([sequences] if single else sequences)]
@@ -102,8 +102,8 @@ def embed_token_ids(
     bases_per_token says in bp what would have fitted when memory is not enough. The model runs in evaluation mode and
     is left in the mode that it was in.
     """
-    _check_options(pooling, "sequence", "none", window, overlap)
-    depth = _depth(model.config, layer)
+    check_options(pooling, "sequence", "none", window, overlap)
+    depth = depth_of(model.config, layer)
     batch_tokens = BATCH_TOKENS.get(model.device.type, 65536) if batch_tokens is None else batch_tokens
     drop, unknown = _outer_ids(model.config), model.config.unk_token_id
     pieces = [piece for i, ids in enumerate(input_ids) for piece in _windows(i, ids, window, overlap, drop)]
@@ -132,7 +132,8 @@ def embed_token_ids(
     return results
 
 
-def _check_options(pooling, resolution, strand, window, overlap):
+def check_options(pooling: str, resolution: str, strand: str, window: int | None, overlap: int):
+    """Raise ValueError for options of `embed` that are unknown or do not go together."""
     for name, value, known in (
         ("pooling", pooling, POOLINGS),
         ("resolution", resolution, RESOLUTIONS),
@@ -180,7 +181,7 @@ def _outer_ids(config) -> Tensor:
     return torch.tensor([config.cls_token_id, config.sep_token_id, config.pad_token_id])
 
 
-def _depth(config, layer: int) -> int:
+def depth_of(config, layer: int) -> int:
     """Number of layers to run for an index into `hidden_states`."""
     count = config.num_hidden_layers
     if not -count - 1 <= layer <= count:

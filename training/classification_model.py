@@ -31,7 +31,7 @@ from transformers.utils import cached_file
 
 from modeling import StrandBertConfig, StrandBertForSequenceClassification
 from training.classification_batches import SequenceTokenizer, StrandBertTokenizer
-from training.classification_data import Labels
+from training.classification_data import REGRESSION, SINGLE_LABEL, Labels
 
 STRANDBERT = StrandBertConfig.model_type
 LORA_TARGETS = ("Wqkv", "dense", "gated_layers", "wo")
@@ -276,10 +276,11 @@ def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Class
         source = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
     try:
         content, _ = PretrainedConfig.get_config_dict(str(folder))
-        names = tuple(name for _, name in sorted((int(index), name) for index, name in content["id2label"].items()))
-        labels = Labels(content["problem_type"], names)
-    except (OSError, KeyError) as error:
+        id2label = content.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not write its default
+        names = tuple(name for _, name in sorted((int(index), name) for index, name in id2label.items()))
+    except OSError as error:
         raise ModelError(f"{folder} holds no fine-tuned model: {error}") from None
+    labels = Labels(content.get("problem_type") or (REGRESSION if len(names) == 1 else SINGLE_LABEL), names)
     config = load_config(str(folder), labels, trust_remote_code)
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code)
     classifier = load_classifier(config, tokenizer, source, trust_remote_code=trust_remote_code)

@@ -1,0 +1,150 @@
+"""
+Classes or values for every sequence of a file, by a fine-tuned model.
+
+    python -m inference.predict peaks.fa --model my_finetuned_model --output peaks.csv
+    python -m inference.predict pairs.csv --sequence-column enhancer --pair-column promoter --model M --output x.parquet
+    accelerate launch --num_processes 4 -m inference.predict reads.fq.gz --model M --output reads.parquet
+
+The model is a folder that run_classification.py (or a Trainer) saved, in full or as LoRA adapter, merged or not, or a
+Hub name. Input as for inference.embed, all of it checked before the first computation. Output: .csv, .tsv or .parquet
+with name, predicted label and the probability of each label (one probability per label for multi-label models, the
+value for regression). An interrupted job goes on when the same command is given again.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import torch
+import transformers
+
+from inference.embed import USER_ERRORS, report
+from inference.jobs import JobError, processes, run
+from inference.loading import fingerprint, load_predictor
+from inference.reading import SequenceRecord, read_records, reverse_complement
+from modeling.embedding import STRANDS
+from modeling.memory import must_fit
+from training.classification_batches import ClassificationCollator, TooLongError, evaluation_batches
+from training.classification_data import REGRESSION, SINGLE_LABEL
+from training.classification_model import Classifier, ModelError
+from training.metrics import probabilities
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+BATCH_BASES = {"cpu": 1 << 14, "cuda": 1 << 18}  # bp of one pass
+
+
+class Predictor:
+    """Tables of predictions for blocks of records."""
+
+    def __init__(self, classifier: Classifier, reverse_complement: str = "none", batch_bases: int | None = None):
+        self.classifier, self.model = classifier, classifier.model
+        self.both_strands = reverse_complement == "average"
+        self.batch_bases = batch_bases or BATCH_BASES.get(self.model.device.type, 1 << 14)
+        self.collate = ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask)
+        config = self.model.config
+        self.names = [config.id2label[index] for index in range(config.num_labels)]
+        if len(set(self.names)) < len(self.names):
+            raise ModelError(f"two labels of the model have one name: {', '.join(self.names)}; correct its config.json")
+        self.problem_type = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+
+    def __call__(self, first: int, records: list[SequenceRecord]) -> Iterator[pyarrow.Table]:
+        """One table with a row per record, of which the first has the number `first`."""
+        logits = self.logits(records, backward=False)
+        if self.both_strands:
+            logits = (logits + self.logits(records, backward=True)) / 2
+        scores = probabilities(logits, self.problem_type)
+        columns = {"name": [record.name for record in records], "record": np.arange(first, first + len(records))}
+        if self.problem_type == SINGLE_LABEL:
+            columns["predicted"] = [self.names[index] for index in scores.argmax(axis=1)]
+        what = "predicted" if self.problem_type == REGRESSION else "probability"
+        columns |= {f"{what}_{name}": column for name, column in zip(self.names, scores.T, strict=True)}
+        yield pyarrow.table(columns)
+
+    @torch.no_grad()
+    def logits(self, records: list[SequenceRecord], backward: bool) -> np.ndarray:
+        """float32 (records, labels), of the other strand if `backward`; batches of similar length."""
+        samples = [self._sample(record, backward) for record in records]
+        lengths = np.array([len(record.sequence) + len(record.pair or b"") for record in records])
+        logits = np.empty((len(records), len(self.names)), np.float32)
+        for rows in evaluation_batches(lengths, self.batch_bases):
+            batch = self.collate([samples[row] for row in rows])
+            del batch["labels"]
+            inputs = {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            tokens = [len(samples[row]["input_ids"]) for row in rows]
+            bases_per_token = lengths[rows].sum() / sum(tokens)
+            packed = self.classifier.packed
+            with must_fit(self.model, max(tokens), sum(tokens), bases_per_token) if packed else nullcontext():
+                logits[rows] = self.model(**inputs).logits.float().cpu().numpy()
+        return logits
+
+    def _sample(self, record: SequenceRecord, backward: bool) -> dict:
+        sequences = [s for s in (record.sequence, record.pair) if s is not None]
+        if backward:
+            sequences = [reverse_complement(sequence) for sequence in sequences]
+        where = f"{record.where}, record {record.name!r}"
+        ids, types = self.classifier.sequences.encode(sequences, where=where)
+        sample = {"input_ids": ids, "label": np.int64(0)}
+        return sample if types is None else sample | {"token_type_ids": types}
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(
+        prog="python -m inference.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", help="file of sequences")
+    parser.add_argument("--model", required=True, help="folder of a fine-tuned model or LoRA adapter, or Hub name")
+    parser.add_argument("--output", required=True, help=f"file to write: {', '.join(SUFFIXES)}")
+    parser.add_argument("--genome", help="FASTA file that the intervals of a BED file are cut from")
+    parser.add_argument("--sequence-column", default="sequence", help="column of a CSV, TSV or Parquet file")
+    parser.add_argument("--pair-column", help="column with the second sequence of a pair, for models of pairs")
+    parser.add_argument("--name-column", help="column with names (default: name or id, else the number of the row)")
+    parser.add_argument("--reverse-complement", default="none", choices=STRANDS, help="average both strands, or not")
+    parser.add_argument("--truncate", action="store_true", help="cut sequences that a model with a limit cannot read")
+    parser.add_argument("--batch-bases", type=int, help="bp per pass (default: 16384 on a CPU, 262144 on a GPU)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
+                        help="arithmetic of the model")  # fmt: skip
+    parser.add_argument("--trust-remote-code", action="store_true",
+                        help="run code that comes with the model (StrandBERT needs none)")  # fmt: skip
+    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    options = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()  # of loading weights
+    try:
+        if (found := predict_file(options)) is not None:
+            print(report(found), f"-> {options.output}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where this one stopped")
+    except (*USER_ERRORS, TooLongError) as error:
+        sys.exit(f"error: {error}")
+
+
+def predict_file(options: argparse.Namespace):
+    """The command with its options; returns what was read, in the main process."""
+    if Path(options.output).suffix not in SUFFIXES:
+        raise JobError(f"--output {options.output} must end in one of {', '.join(SUFFIXES)}")
+    state = processes(options.cpu or not torch.cuda.is_available())
+    classifier = load_predictor(options.model, getattr(torch, options.dtype), options.trust_remote_code)
+    classifier.model.to(state.device)
+    classifier.sequences.truncate = options.truncate
+    predictor = Predictor(classifier, options.reverse_complement, options.batch_bases)
+    settings = {
+        "weights": fingerprint(classifier.model),
+        "labels": predictor.names,
+        "device": state.device.type,
+        **{name: getattr(options, name) for name in ("dtype", "reverse_complement", "truncate", "batch_bases")},
+    }
+
+    def read():
+        columns = (options.sequence_column, options.name_column, options.pair_column)
+        return read_records(options.input, options.genome, *columns)
+
+    found = run(options.output, settings, read, predictor, state, options.overwrite)
+    return found if state.is_main_process else None
+
+
+if __name__ == "__main__":
+    main()

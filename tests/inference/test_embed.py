@@ -1,0 +1,135 @@
+"""`python -m inference.embed`: files in, vectors out, equal to `model.embed`."""
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from inference import embed, jobs
+from modeling import StrandBertModel
+
+from .conftest import random_sequences
+
+SEQUENCES = [*random_sequences(5, [9, 300, 41, 1200, 77, 500]), "N" * 20, "acgtnRYU" * 9, "A"]
+
+
+@pytest.fixture
+def fasta(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "BLOCK_RECORDS", 2)
+    path = tmp_path / "in.fa"
+    path.write_text("".join(f">s{i}\n{sequence}\n" for i, sequence in enumerate(SEQUENCES)))
+    return path
+
+
+def command(fasta, model_folder, output, *options):
+    embed.main([str(fasta), "--model", str(model_folder), "--output", str(fasta.with_name(output)), "--cpu", *options])
+    return fasta.with_name(output)
+
+
+def vectors(table):
+    return np.stack(table["embedding"].to_numpy())
+
+
+@pytest.mark.parametrize(
+    "options, arguments",
+    [
+        ({}, []),
+        ({"pooling": "max", "layer": 1}, ["--pooling", "max", "--layer", "1"]),
+        ({"reverse_complement": "average"}, ["--reverse-complement", "average"]),
+        ({"window": 50, "overlap": 10}, ["--window", "50", "--overlap", "10"]),
+    ],
+)
+def test_parquet_holds_the_vector_of_every_sequence_in_order(fasta, model_folder, model, options, arguments):
+    table = pyarrow.parquet.read_table(command(fasta, model_folder, "out.parquet", *arguments))
+    assert table["name"].to_pylist() == [f"s{i}" for i in range(len(SEQUENCES))]
+    assert table["length"].to_pylist() == [len(sequence) for sequence in SEQUENCES]
+    assert np.abs(vectors(table) - model.embed(SEQUENCES, **options).numpy()).max() < 1e-5
+
+
+def test_npy_and_safetensors_hold_the_same_matrix(fasta, model_folder, model):
+    expected = vectors(pyarrow.parquet.read_table(command(fasta, model_folder, "out.parquet")))
+    assert np.array_equal(np.load(command(fasta, model_folder, "out.npy"), allow_pickle=False), expected)
+    assert np.array_equal(load_file(command(fasta, model_folder, "out.safetensors"))["embedding"], expected)
+
+
+@pytest.mark.parametrize("strand", ["none", "average"])
+def test_nucleotide_rows_of_a_matrix_are_found_by_the_index(fasta, model_folder, model, strand, monkeypatch):
+    monkeypatch.setattr(embed, "ROWS_AT_ONCE", 64)
+    options = ["--resolution", "nucleotide", "--reverse-complement", strand]
+    matrix = np.load(command(fasta, model_folder, "out.npy", *options))
+    lines = fasta.with_name("out.npy.index.tsv").read_text().splitlines()
+    index = [line.split("\t") for line in lines[1:]]
+    assert lines[0] == "name\tfirst_row\trows" and [name for name, *_ in index] == [f"s{i}" for i in range(9)]
+    expected = model.embed(SEQUENCES, resolution="nucleotide", reverse_complement=strand)
+    for (_, first, rows), row in zip(index, expected, strict=True):
+        assert np.abs(matrix[int(first) : int(first) + int(rows)] - row.numpy()).max() < 1e-5
+    assert len(matrix) == sum(map(len, SEQUENCES))
+
+
+def test_token_rows_say_which_bases_they_cover(fasta, model_folder, model):
+    table = pyarrow.parquet.read_table(command(fasta, model_folder, "out.parquet", "--resolution", "token"))
+    expected = model.embed(SEQUENCES, resolution="token")
+    assert np.abs(vectors(table) - torch.cat(expected).numpy()).max() < 1e-5
+    for number, sequence in enumerate(SEQUENCES):
+        rows = table.filter(pyarrow.compute.field("record") == number)
+        start, end = rows["start"].to_pylist(), rows["end"].to_pylist()
+        assert start == [0, *end[:-1]] and end[-1] == len(sequence)
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out.npy"])
+def test_interrupted_at_half_and_resumed_equals_uninterrupted(fasta, model_folder, output, monkeypatch):
+    whole = command(fasta, model_folder, "whole" + output).read_bytes()
+    passes = []
+    original = StrandBertModel.forward
+
+    def forward(self, *args, **kwargs):
+        passes.append(1)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(StrandBertModel, "forward", forward)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        command(fasta, model_folder, output)
+    assert len(list(fasta.with_name(output + ".parts").glob("*.parquet"))) == 2
+    assert command(fasta, model_folder, output).read_bytes() == whole
+    assert not fasta.with_name(output + ".parts").exists()
+
+
+def test_bed_intervals_of_both_strands(fasta, model_folder, model):
+    bed = fasta.with_name("in.bed")
+    bed.write_text("s1\t10\t90\ts1a\t0\t+\ns3\t5\t700\ts3b\t0\t-\n")
+    options = ["--genome", str(fasta)]
+    table = pyarrow.parquet.read_table(command(bed, model_folder, "bed.parquet", *options))
+    other = SEQUENCES[3][5:700][::-1].translate(str.maketrans("ACGT", "TGCA"))
+    expected = model.embed([SEQUENCES[1][10:90], other]).numpy()
+    assert table["name"].to_pylist() == ["s1a", "s3b"] and np.abs(vectors(table) - expected).max() < 1e-5
+
+
+def test_letters_without_meaning_are_counted(fasta, model_folder, capsys):
+    command(fasta, model_folder, "out.parquet")
+    assert "9 sequences" in (out := capsys.readouterr().out) and "47 letters (2.12%) are none of A, C, G, T" in out
+
+
+@pytest.mark.parametrize(
+    "content, options, message",
+    [
+        (">a\nACGT\n>b\nACXT\n", {}, "line 4, record 'b': letter 'X'"),
+        (">a\nACGT\n", {"--model": "nowhere"}, "nowhere: no model"),
+        (">a\nACGT\n", {"--output": "x.xlsx"}, "x.xlsx must end in one of .parquet"),
+        (">a\nACGT\n", {"--output": "x.npy", "--resolution": "token"}, "--resolution token needs a .parquet"),
+        (">a\nACGT\n", {"--layer": "9"}, "layer=9 does not exist"),
+        (">a\nACGT\n", {"--window": "5", "--overlap": "4"}, "overlap=4 must be"),
+        (">a\nACGT\n", {"--resolution": "nucleotide", "--pooling": "cls"}, "leave it out"),
+        (">a\nACGT\n", {"--resolution": "token", "--reverse-complement": "average"}, "use resolution='nucleotide'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, model_folder, content, options, message):
+    (tmp_path / "in.fa").write_text(content)
+    arguments = {"--model": str(model_folder), "--output": str(tmp_path / "x.parquet"), **options}
+    flat = [word for pair in arguments.items() for word in pair]
+    with pytest.raises(SystemExit) as error:
+        embed.main([str(tmp_path / "in.fa"), "--cpu", *flat])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.fa"]

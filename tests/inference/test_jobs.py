@@ -1,0 +1,154 @@
+"""Jobs in blocks: what was finished is never computed again, and the output does not depend on how it came about."""
+
+import threading
+
+import pyarrow
+import pytest
+
+from inference import jobs
+from inference.jobs import JobError, blocks, run, survey
+from inference.reading import SequenceInputError, SequenceRecord
+
+RECORDS = [SequenceRecord(f"r{i}", b"ACGTN" * (i % 4 + 1), f"line {i}") for i in range(23)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(jobs, "BLOCK_RECORDS", 4)
+
+
+class Process:
+    """One of several processes, here threads."""
+
+    def __init__(self, index=0, number=1, barrier=None):
+        self.process_index, self.num_processes, self.is_main_process = index, number, index == 0
+        self.wait_for_everyone = barrier.wait if barrier else lambda: None
+
+
+class Lengths:
+    """Computes the length of each sequence; fails at the block with the number `fails_at`."""
+
+    def __init__(self, fails_at=None):
+        self.blocks, self.fails_at = [], fails_at
+
+    def __call__(self, first, records):
+        if len(self.blocks) == self.fails_at:
+            raise KeyboardInterrupt
+        self.blocks.append(first)
+        yield pyarrow.table({
+            "name": [record.name for record in records],
+            "record": range(first, first + len(records)),
+            "length": [len(record.sequence) for record in records],
+        })  # fmt: skip
+
+
+def start(output, compute=None, settings=None, records=RECORDS, state=None, **options):
+    return run(
+        output, settings or {"model": "m"}, lambda: iter(records), compute or Lengths(), state or Process(), **options
+    )
+
+
+def test_blocks_hold_every_record_once_and_are_bounded():
+    found = list(blocks(iter(RECORDS), 50))
+    assert [record for block in found for record in block] == RECORDS
+    assert all(len(block) <= 4 and sum(len(r.sequence) for r in block[:-1]) < 50 for block in found)
+
+
+def test_the_survey_counts_what_there_is():
+    found = survey(iter(RECORDS), 50)
+    assert (found.sequences, found.bases) == (23, sum(len(record.sequence) for record in RECORDS))
+    assert found.ambiguous == found.bases // 5 and sum(found.block_bases) == found.bases
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.tsv"])
+@pytest.mark.parametrize("fails_at", range(0, 5, 2))
+def test_interrupted_and_resumed_equals_uninterrupted_byte_for_byte(tmp_path, name, fails_at):
+    start(tmp_path / name)
+    (tmp_path / "second").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "second" / name, Lengths(fails_at))
+    assert not (tmp_path / "second" / name).exists()
+    resumed = Lengths()
+    start(tmp_path / "second" / name, resumed)
+    assert (tmp_path / "second" / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert len(resumed.blocks) == len(list(blocks(iter(RECORDS), 50))) - fails_at
+    assert [path.name for path in (tmp_path / "second").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("number", [2, 3, 30])
+def test_the_number_of_processes_does_not_change_the_output(tmp_path, number):
+    start(tmp_path / "one.parquet")
+    barrier, computed = threading.Barrier(number), [Lengths() for _ in range(number)]
+    threads = [
+        threading.Thread(
+            target=start,
+            args=(tmp_path / "many.parquet", compute),
+            kwargs={"state": Process(index, number, barrier)},
+        )
+        for index, compute in enumerate(computed)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "many.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    assert len({first for c in computed for first in c.blocks}) == sum(len(c.blocks) for c in computed)
+
+
+def test_a_job_interrupted_by_one_process_is_resumed_by_many(tmp_path):
+    start(tmp_path / "one.parquet")
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "x.parquet", Lengths(3))
+    barrier = threading.Barrier(2)
+    second = threading.Thread(target=start, args=(tmp_path / "x.parquet",), kwargs={"state": Process(1, 2, barrier)})
+    second.start()
+    start(tmp_path / "x.parquet", state=Process(0, 2, barrier))
+    second.join()
+    assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"settings": {"model": "other"}}, "model was 'm', now 'other'"),
+        ({"records": [*RECORDS[:-1], SequenceRecord("r22", b"ACGTA" * 3, "")]}, "digest was"),
+        ({"records": RECORDS[:-1]}, "sequences was 23, now 22"),
+    ],
+)
+def test_another_job_does_not_go_on_with_what_is_there(tmp_path, change, message):
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "x.parquet", Lengths(2))
+    with pytest.raises(JobError, match=message):
+        start(tmp_path / "x.parquet", **change)
+
+
+def test_an_existing_output_is_kept_unless_overwritten(tmp_path):
+    start(tmp_path / "x.csv", records=RECORDS[:2])
+    with pytest.raises(JobError, match="already exists"):
+        start(tmp_path / "x.csv")
+    start(tmp_path / "x.csv", overwrite=True)
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 24
+
+
+def test_a_bad_record_at_the_end_is_found_before_anything_is_computed(tmp_path):
+    def records():
+        yield from RECORDS
+        raise SequenceInputError("x.csv, line 24: no nucleotide")
+
+    computed = Lengths()
+    with pytest.raises(SequenceInputError, match="line 24"):
+        run(tmp_path / "x.csv", {}, records, computed, Process())
+    assert computed.blocks == [] and not list(tmp_path.iterdir())
+
+
+def test_something_else_in_the_way_is_not_removed(tmp_path):
+    (tmp_path / "x.csv.parts").mkdir()
+    (tmp_path / "x.csv.parts" / "thesis.txt").touch()
+    with pytest.raises(JobError, match="in the way"):
+        start(tmp_path / "x.csv")
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="--output"):
+        start(tmp_path / "file" / "x.csv")
