@@ -42,19 +42,13 @@ BIBTEX = {
   journal={arXiv preprint arXiv:2409.15697}, year={2024}
 }""",
 }
-EMBED = """Vectors for sequences (mean over real tokens, without [CLS] and [SEP]):
+EMBED = """Vectors for sequences of any length (mean over the tokens, without [CLS] and [SEP]):
 
 ```python
-import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-tokenizer = AutoTokenizer.from_pretrained("{repository}", trust_remote_code=True)
-model = AutoModel.from_pretrained("{repository}", trust_remote_code=True).eval()
-batch = tokenizer(["ACGTTGCATTAC", "TATAAAGGC"], padding=True, return_tensors="pt")
-with torch.no_grad():
-    hidden = model(**batch).last_hidden_state  # (batch, tokens, hidden), zeros on padding
-inner = batch["attention_mask"].bool() & (batch["input_ids"] > 4)  # 0 .. 4 are the special tokens
-vectors = (hidden * inner[..., None]).sum(1) / inner.sum(1, keepdim=True)
+model = AutoModel.from_pretrained("{repository}", trust_remote_code=True)
+vectors = model.embed(["ACGTTGCATTAC", "TATAAAGGC"])  # (sequences, hidden)
 ```"""
 USE = {
     "fill-mask": """Fill a mask:

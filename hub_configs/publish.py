@@ -228,7 +228,9 @@ def upload_failure(repository: str, error: Exception) -> str:
     else:
         cause = f" ({error.__cause__})" if error.__cause__ and isinstance(error, RuntimeError) else ""
         said = " ".join(f"{error}{cause}".split())
-        reason = f"{said}; run the same command again, large files that have arrived are not sent twice"
+        reason = (
+            f"{said}; run the same command again with --overwrite; large files that have arrived are not sent twice"
+        )
     return f"nothing was published in {repository} (it holds what it held before): {reason}"
 
 

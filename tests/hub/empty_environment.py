@@ -24,13 +24,8 @@ def main(folder):
     import transformers
 
     options = {"trust_remote_code": True}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    encoder = transformers.AutoModel.from_pretrained(folder, **options).eval()
-    batch = tokenizer(["ACGTTGCATTAC", "tataaaggc"], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        hidden = encoder(**batch).last_hidden_state
-    inner = batch["attention_mask"].bool() & (batch["input_ids"] > 4)
-    vectors = (hidden * inner[..., None]).sum(1) / inner.sum(1, keepdim=True)
+    encoder = transformers.AutoModel.from_pretrained(folder, **options)
+    vectors = encoder.embed(["ACGTTGCATTAC", "tataaaggc"])
     fill = transformers.pipeline("fill-mask", folder, **options)
     tokens = [answer["token_str"] for answer in fill("ACGTTGCATTACGG[MASK]TTACGGATCC")]
     found = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}

@@ -32,6 +32,8 @@ def main(job_file):
         with torch.no_grad():
             output = model(reference["input_ids"], reference["attention_mask"], output_hidden_states=True)
         hidden = output.hidden_states[-1][reference["attention_mask"].bool()]
+        if not head:
+            report["vectors"] = list(model.embed(SEQUENCES).shape)
         report[f"AutoModel{head}"] = float((hidden - reference["last_hidden_state"]).abs().max())
 
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(

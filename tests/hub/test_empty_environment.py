@@ -1,9 +1,10 @@
 """
 The published folder in an empty virtual environment with only torch and transformers, offline and without sockets.
 
-It installs torch once more (minutes, about 2 GB), so it runs only when asked for:
+It installs torch once more (minutes, about 2 GB), so it runs only when a folder for the environment is named; it is
+kept, and a second run uses it:
 
-    STRANDBERT_EMPTY_ENVIRONMENT=1 python -m pytest tests/hub/test_empty_environment.py
+    STRANDBERT_EMPTY_ENVIRONMENT=.venv-empty python -m pytest tests/hub/test_empty_environment.py
 """
 
 import json
@@ -26,18 +27,20 @@ SHIPPED = ROOT / "hub_configs" / "strandbert-tiny"
 
 @pytest.mark.slow
 def test_it_loads_embeds_and_fills_a_mask_with_nothing_but_torch_and_transformers(tmp_path):
-    if not os.environ.get("STRANDBERT_EMPTY_ENVIRONMENT"):
-        pytest.skip("installs torch into a new environment; set STRANDBERT_EMPTY_ENVIRONMENT=1 to run it")
+    place = os.environ.get("STRANDBERT_EMPTY_ENVIRONMENT")
+    if not place:
+        pytest.skip("installs torch into a new environment; set STRANDBERT_EMPTY_ENVIRONMENT=FOLDER to run it")
     source = SHIPPED if (SHIPPED / "model.safetensors").is_file() else trained(tmp_path / "my_model")
     publish(source, "strandbert-tiny", tmp_path / "published")
 
-    constraints = str(ROOT / "constraints.txt")
-    [torch] = re.findall(r"^torch==\S+", Path(constraints).read_text(), flags=re.MULTILINE)
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, torch], check=True)
-    subprocess.run([*pip, "-c", constraints, "transformers"], check=True)
+    python = Path(place).resolve() / "bin" / "python"
+    if not python.exists():
+        constraints = str(ROOT / "constraints.txt")
+        [torch] = re.findall(r"^torch==\S+", Path(constraints).read_text(), flags=re.MULTILINE)
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, torch], check=True)
+        subprocess.run([*pip, "-c", constraints, "transformers"], check=True)
 
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [python, "-I", PROGRAM, tmp_path / "published"]

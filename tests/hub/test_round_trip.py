@@ -80,6 +80,7 @@ def test_publish_load_fine_tune_push_again_load_the_old_revision(model_folder, t
     assert report["transformers"].startswith("5." if version == "newest" else version)
     for head in ("", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"):
         assert report["AutoModel" + head] < 1e-3
+    assert report["vectors"][0] == 4
     assert report["losses"][-1] < 0.9 * report["losses"][0]
     assert report["old revision gives the old outputs"] and report["newest gives the new outputs"]
     assert report["they differ"]
