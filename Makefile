@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e ".[train,dev]"
+	$(PIP) -c constraints.txt -e ".[train,corpus,export,dev]"
 	@touch $@
 
 quickstart: $(INSTALLED)  ## Pre-train a tiny model on a synthetic genome (or FASTA=...) and fill a mask
