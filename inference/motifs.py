@@ -73,7 +73,9 @@ def find_motifs(sequences: list[bytes], attributions: list[np.ndarray], most: in
 
 def base_frequencies(sequences: list[bytes]) -> np.ndarray:
     """Shares of A, C, G, T on both strands together: float64 (4,)."""
-    counts = sum(np.bincount(_codes(sequence), minlength=5)[:4] for sequence in sequences) + PSEUDOCOUNT
+    counts = np.full(4, PSEUDOCOUNT)
+    for sequence in sequences:
+        counts += np.bincount(_codes(sequence), minlength=5)[:4]
     return (counts + counts[::-1]) / (2 * counts.sum())
 
 
