@@ -203,6 +203,8 @@ def main(arguments: list[str] | None = None):
         manifest = build(recipe, genomes, args.output, executor=args.executor, workers=args.workers, **slurm)
     except (RecipeError, CorpusError, FastaError, VariantError, StorageError) as error:
         sys.exit(f"corpus.build: {error}")
+    except KeyboardInterrupt:
+        sys.exit("corpus.build: interrupted; give the same command again, it goes on where it stopped")
     if manifest is None:
         print("Submitted. When the jobs are done, give the same command again: it checks them and writes manifest.json")
     else:

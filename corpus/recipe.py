@@ -143,18 +143,10 @@ def read_genomes(recipe: Recipe, folder: str | Path | None = None) -> list[Genom
     folder = Path(folder) if folder else table.parent
     if not folder.is_dir():
         raise RecipeError(f"--genomes {folder}: no such folder")
-    with open(table, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="", restval="")
-        _check_columns(table, reader.fieldnames or [], recipe.recipe)
-        lines = {}
-        for row in reader:
-            try:
-                genome = _genome(row, folder)
-                if genome in lines:
-                    raise RecipeError(f"the same as line {lines[genome]}; remove one")
-                lines[genome] = reader.line_num
-            except RecipeError as error:
-                raise RecipeError(f"{table}, line {reader.line_num}: {error}") from None
+    try:
+        lines = _read_rows(table, recipe.recipe, folder)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RecipeError(f"{table}: not a CSV table that can be read: {error}") from None
     if not lines:
         raise RecipeError(f"{table}: no genomes below the header")
     species = {genome.species for genome in lines}
@@ -164,6 +156,23 @@ def read_genomes(recipe: Recipe, folder: str | Path | None = None) -> list[Genom
     if set(recipe.validation_species) == species:
         raise RecipeError(f"validation_species holds out every species of {table}; nothing is left to train on")
     return list(lines)
+
+
+def _read_rows(table: Path, kind: str, folder: Path) -> dict[Genome, int]:
+    """The genomes, and the line of each."""
+    lines: dict[Genome, int] = {}
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="", restval="")
+        _check_columns(table, reader.fieldnames or [], kind)
+        for row in reader:
+            try:
+                genome = _genome(row, folder)
+                if genome in lines:
+                    raise RecipeError(f"the same as line {lines[genome]}; remove one")
+                lines[genome] = reader.line_num
+            except RecipeError as error:
+                raise RecipeError(f"{table}, line {reader.line_num}: {error}") from None
+    return lines
 
 
 def _read_yaml(path: Path) -> dict:

@@ -93,6 +93,13 @@ def test_wrong_tables_are_refused_with_file_line_and_value(tmp_path, table, mess
         read_genomes(read_recipe(write_recipe(tmp_path, "recipe: dnabert2", table)))
 
 
+def test_a_table_that_is_no_text_is_refused(tmp_path):
+    recipe = read_recipe(write_recipe(tmp_path, "recipe: dnabert2"))
+    (tmp_path / "genomes.csv").write_bytes(b"species,category,path\n\xff\xfe,fungi,yeast.fa\n")
+    with pytest.raises(RecipeError, match="genomes.csv: not a CSV table that can be read"):
+        read_genomes(recipe)
+
+
 def test_a_species_to_hold_out_must_be_in_the_table(tmp_path):
     with pytest.raises(RecipeError, match="'yaest' is not a species .*did you mean 'yeast'"):
         read_genomes(read_recipe(write_recipe(tmp_path, "recipe: dnabert2\nvalidation_species: yaest")))
