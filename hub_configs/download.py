@@ -5,9 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -54,8 +52,10 @@ def local_folder(source: str | Path, revision: str | None = None, api: HfApi | N
             f"{name} is neither a folder nor a repository at {api.endpoint} that this token may read; check the name, "
             "or run `hf auth login` if it is private"
         ) from None
-    except (EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ConversionError(f"{name} could not be downloaded: {error}") from None
+    except ConversionError:
+        raise
+    except Exception as error:  # network: each client version has its own types
+        raise ConversionError(f"{name} could not be downloaded from {api.endpoint}: {error}") from None
 
 
 def cached_folder(name: str, revision: str | None) -> Path:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -180,12 +180,14 @@ def upload(folder: Path, repository: str, tag: str, api: HfApi, update: bool = F
     """
     try:
         api.whoami()
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, ValueError) as error:
         raise PublishError(f"{api.endpoint} does not accept the token: {error}; run `hf auth login`") from None
-    head, present = current_state(api, repository)
+    except Exception as error:  # network: each client version has its own types
+        raise PublishError(f"{api.endpoint} cannot be reached: {error}") from None
+    head, present, tags = current_state(api, repository)
     if set(present) - {".gitattributes"} and not update:
         raise PublishError(f"{repository} exists and holds {len(present)} files; pass --update to replace them")
-    if head and tag in [ref.name for ref in api.list_repo_refs(repository).tags]:
+    if tag in tags:
         raise PublishError(f"{repository} already has the tag {tag}; raise `version` in hub_configs/models.toml")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     operations = [CommitOperationAdd(name, path) for name, path in files.items()]
@@ -193,28 +195,29 @@ def upload(folder: Path, repository: str, tag: str, api: HfApi, update: bool = F
     try:
         if head is None:
             api.create_repo(repository, private=private)
-            head, _ = current_state(api, repository)
+            head = current_state(api, repository)[0]
         commit = api.create_commit(repository, operations, commit_message=f"Publish {tag}", parent_commit=head)
-    except Exception as error:  # http, network, disk: each client version has its own types
+    except Exception as error:
         raise PublishError(upload_failure(repository, error)) from error
-    check_uploaded(api, repository, commit.oid, files)
     try:
+        check_uploaded(api, repository, commit.oid, files)
         api.create_tag(repository, tag=tag, revision=commit.oid)
-    except HfHubHTTPError as error:
-        raise PublishError(
-            f"commit {commit.oid} is published and complete, but the tag {tag} could not be set ({error})"
-        ) from error
+    except PublishError:
+        raise
+    except Exception as error:
+        raise PublishError(f"commit {commit.oid} is published, but the tag {tag} could not be set ({error})") from error
     return commit.oid
 
 
-def current_state(api: HfApi, repository: str) -> tuple[str | None, dict]:
-    """Newest commit of a repository and its files by path; (None, {}) when there is no repository."""
+def current_state(api: HfApi, repository: str) -> tuple[str | None, dict, list[str]]:
+    """Newest commit of a repository, its files by path, and its tags; (None, {}, []) when there is no repository."""
     try:
         head = api.model_info(repository).sha
-        return head, {file.path: file for file in api.list_repo_tree(repository, recursive=True, revision=head)}
+        files = {file.path: file for file in api.list_repo_tree(repository, recursive=True, revision=head)}
+        return head, files, [ref.name for ref in api.list_repo_refs(repository).tags]
     except RepositoryNotFoundError:
-        return None, {}
-    except HfHubHTTPError as error:
+        return None, {}, []
+    except Exception as error:
         raise PublishError(f"{repository} cannot be read: {error}") from None
 
 

@@ -1,5 +1,6 @@
 """Checkpoints by Hub name: the real client against a Hub on loopback; data files only, nothing outside the folder."""
 
+import json
 import os
 
 import huggingface_hub
@@ -55,6 +56,11 @@ def test_a_name_that_is_nowhere_says_so(release):
         fetch(release[1], "genomes/DNABERT-3")
 
 
+def test_a_hub_that_cannot_be_reached_is_named(local_hub):
+    with pytest.raises(ConversionError, match="could not be downloaded from http://127.0.0.1:9"):
+        fetch(HfApi(endpoint="http://127.0.0.1:9"))
+
+
 def test_a_path_that_is_no_folder_is_not_looked_up(release, local_hub):
     before = len(local_hub.requests)
     with pytest.raises(ConversionError, match="is not a folder"):
@@ -90,8 +96,6 @@ def test_ordinary_listings_pass():
 
 @pytest.mark.parametrize("shard", ["../../etc/passwd", "/etc/passwd", "sub/model.safetensors", "..", "", 7])
 def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path, shard):
-    import json
-
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"bert.x": shard}}))
     with pytest.raises(ConversionError, match="which is not a file of this folder"):
         weight_files(tmp_path)

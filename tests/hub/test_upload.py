@@ -137,7 +137,7 @@ def test_a_tag_that_fails_says_that_the_commit_is_there(hub, folder):
             raise Refusal(500, "busy")
 
     hub.before = fail
-    with pytest.raises(PublishError, match="is published and complete, but the tag v1.0.0 could not be set"):
+    with pytest.raises(PublishError, match="is published, but the tag v1.0.0 could not be set"):
         upload(folder, NAME, "v1.0.0", api(hub))
     assert "config.json" in files_of(hub)
 
@@ -153,6 +153,11 @@ def test_a_hub_that_stores_something_else_is_noticed(hub, folder, monkeypatch):
     monkeypatch.setattr(hub, "apply", damage)
     with pytest.raises(PublishError, match="differs from the folder: config.json"):
         upload(folder, NAME, "v1.0.0", api(hub))
+
+
+def test_a_hub_that_cannot_be_reached_is_named(folder, hub):
+    with pytest.raises(PublishError, match="http://127.0.0.1:9 cannot be reached"):
+        upload(folder, NAME, "v1.0.0", HfApi(endpoint="http://127.0.0.1:9", token="hf_write"))
 
 
 def test_offline_says_so(hub, folder, monkeypatch):
