@@ -158,20 +158,22 @@ class BaseProbabilities:
         return rest, context
 
     def _one_strand(self, sequence: bytes) -> tuple[np.ndarray, np.ndarray]:
-        (ids,) = self.encoder([sequence])
         rest, context = np.zeros((2, len(sequence), 4))
-        spans = token_spans(ids, self.lengths).tolist()
-        queries = (Query(mask(ids, p, self.model.config.mask_token_id), p) for p in range(1, len(ids) - 1))
-        position = 0
-        for rows in log_probabilities(self.model, queries, self.batch_tokens):
-            for row in rows:
-                position += 1
-                start, end = spans[position]
-                rest[start:end], context[start:end] = self._of_token(sequence[start:end].decode(), row)
+        for start, end, *probabilities in self.each_token(sequence):
+            rest[start:end], context[start:end] = probabilities
         return rest, context
 
-    def _of_token(self, letters: str, row: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Both probabilities (letters, 4) of the bases under one token."""
+    def each_token(self, sequence: bytes) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """(start, end, given_rest, given_context) of the tokens of one strand from left to right, as they are computed."""
+        (ids,) = self.encoder([sequence])
+        spans = iter(token_spans(ids, self.lengths).tolist()[1:-1])
+        queries = (Query(mask(ids, p, self.model.config.mask_token_id), p) for p in range(1, len(ids) - 1))
+        for rows in log_probabilities(self.model, queries, self.batch_tokens):
+            for row, (start, end) in zip(rows, spans, strict=False):
+                yield start, end, *self.of_token(sequence[start:end].decode(), row)
+
+    def of_token(self, letters: str, row: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Both probabilities (letters, 4) of the bases under one token; row: log-probabilities (vocabulary,) there."""
         ids, codes = self.by_length[len(letters)]
         weights = row[ids].double().softmax(0).numpy()
         context = np.stack([np.bincount(column, weights, minlength=4) for column in codes.T])

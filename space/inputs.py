@@ -1,0 +1,145 @@
+"""What users paste or upload: which format it is, whether it is DNA, and whether it is within the limits."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus.fasta import FastaError
+from inference.jobs import JobError
+from inference.mutagenesis import parse_region
+from inference.reading import SequenceInputError, SequenceRecord, read_records
+from inference.variant_windows import aliases
+
+UPLOAD_BYTES = 5_000_000  # of a file; the server refuses larger ones before it has read them
+UPLOAD_SUFFIXES = [".fa", ".fasta", ".fna", ".ffn", ".txt", ".csv", ".tsv", ".fq", ".fastq"]
+_LINE_NUMBERS = re.compile(r"^\s*\d+\s|\s+\d+\s*$", re.MULTILINE)  # those of GenBank and EMBL
+_VARIANT = re.compile(
+    r"(?:(?P<contig>[^\s:]+)[:-])?(?P<position>[\d,]+)[\s:-]*(?P<ref>[A-Z]+)\s*[>/:-]\s*(?P<alt>[A-Z]+)", re.IGNORECASE
+)
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message is shown to the user and says what to do."""
+
+
+def read_sequences(text: str, most: int, most_bases: int) -> list[SequenceRecord]:
+    """
+    Sequences of a text: FASTA, FASTQ, a table with the column `sequence` (comma or tab), or one sequence per line.
+
+    Raises:
+        InputError: nothing there, no DNA, or more than `most` sequences or `most_bases` bp together.
+    """
+    return _read(text, most, most_bases)
+
+
+def read_sequence(text: str, most_bases: int) -> SequenceRecord:
+    """
+    One sequence, as FASTA or plain letters over any number of lines, with or without line numbers.
+
+    Raises:
+        InputError: as `read_sequences`, or more than one sequence.
+    """
+    plain = text.strip()
+    if plain and plain[0] not in ">@" and not _is_table(plain):
+        text = "".join(_LINE_NUMBERS.sub("", plain).split())
+        (record,) = _read(text, 1, most_bases)
+        return SequenceRecord("sequence", record.sequence, record.where)
+    return _read(text, 1, most_bases)[0]
+
+
+def read_labels(text: str) -> list[str] | None:
+    """The column `label` of a table, None where there is none."""
+    header = text.strip().partition("\n")[0].strip().replace("\t", ",").split(",")
+    if not _is_table(text.strip()) or [title.strip() for title in header].count("label") != 1:
+        return None
+    return [record.name for record in _records(text, name_column="label")]
+
+
+def _read(text: str, most: int, most_bases: int) -> list[SequenceRecord]:
+    if not text.strip():
+        raise InputError("There is no sequence yet. Paste DNA, upload a file, or choose an example.")
+    records, bases, count = [], 0, 0
+    for record in _records(text):
+        count, bases = count + 1, bases + len(record.sequence)
+        if bases <= most_bases and count <= most:
+            if not record.sequence.strip(b"N"):
+                raise InputError(f"Record {record.name[:60]!r}: no base of it is A, C, G or T.")
+            records.append(record)
+    if count > most:
+        raise InputError(f"There are {count:,} sequences; this page takes at most {most:,}.")
+    if bases > most_bases:
+        raise InputError(
+            f"The input holds {bases:,} bp; this page takes at most {most_bases:,} bp. Cut out the part that matters, "
+            "or use the command line, which has no limit (python -m inference.embed --help)."
+        )
+    return records
+
+
+def _is_table(text: str) -> bool:
+    header = text.partition("\n")[0].strip()
+    return any("sequence" in map(str.strip, header.split(mark)) for mark in ",\t") and len(header) < 1000
+
+
+def _records(text: str, name_column: str | None = None) -> Iterator[SequenceRecord]:
+    text = text.strip().removeprefix("\ufeff").strip() + "\n"
+    suffix = {">": ".fa", "@": ".fq"}.get(text[0], ".txt")
+    if suffix == ".txt" and _is_table(text):
+        suffix = ".tsv" if "\t" in text.partition("\n")[0] else ".csv"
+    with tempfile.TemporaryDirectory(prefix="strandbert-") as folder:
+        path = Path(folder) / f"input{suffix}"
+        path.write_text(text, encoding="utf-8", errors="replace")
+        try:
+            yield from read_records(path, name_column=name_column)
+        except (SequenceInputError, FastaError) as error:
+            message = str(error).replace(f"{path}, ", "").replace(str(path), "the input")
+            raise InputError(message[:1].upper() + message[1:500]) from None
+
+
+def read_upload(path: str, most_bytes: int = UPLOAD_BYTES) -> str:
+    """
+    Text of an uploaded file; the file is deleted.
+
+    Raises:
+        InputError: too large, or no text.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > most_bytes:
+            raise InputError(f"The file is larger than {most_bytes / 1e6:.0f} MB; use the command line for it.")
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError("The file is not plain text. Unpack it first (.gz, .zip), or save it as text.") from None
+    except OSError:
+        raise InputError("The file did not arrive. Upload it again.") from None
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def place_of(record: SequenceRecord) -> tuple[str, int]:
+    """Contig and first position (from 1) that a name such as chr1:1,001-2,000 states; else the name itself and 1."""
+    try:
+        contig, start, end = parse_region(record.name)
+    except JobError:
+        return record.name, 1
+    return (contig, start + 1) if end - start == len(record.sequence) else (record.name, 1)
+
+
+def parse_variant(text: str, record: SequenceRecord) -> tuple[int, str, str]:
+    """
+    (index in the sequence from 0, REF, ALT) of a text such as "chr1:159204893 T>C", "chr1-159204893-T-C", "120 A>G".
+
+    Raises:
+        InputError: not understood, on another contig, or outside of the sequence.
+    """
+    match = _VARIANT.fullmatch(text.strip())
+    if not match:
+        raise InputError("Write a variant as chr:pos ref>alt, for example chr1:159204893 T>C or 120 A>G.")
+    contig, first = place_of(record)
+    last = first + len(record.sequence) - 1
+    if match["contig"] and match["contig"] not in aliases(contig):
+        raise InputError(f"The variant is on {match['contig'][:60]}, the sequence on {contig[:60]}.")
+    index = int(match["position"].replace(",", "") or 0) - first
+    if not 0 <= index < len(record.sequence):
+        raise InputError(f"Position {match['position']} is not in the sequence, which has positions {first} to {last}.")
+    return index, match["ref"].upper(), match["alt"].upper()
