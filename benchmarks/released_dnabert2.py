@@ -27,7 +27,7 @@ class ReleasedEncoder(nn.Module):
         words = embeddings.word_embeddings(input_ids) + embeddings.token_type_embeddings.weight[0]
         indices = attention_mask.flatten().nonzero().flatten()
         hidden = embeddings.LayerNorm(words).flatten(0, 1)[indices]
-        bias = alibi_bias(torch.tensor(alibi_slopes(config.num_attention_heads)), length)
+        bias = alibi_bias(torch.tensor(alibi_slopes(config.num_attention_heads), device=words.device), length)
         bias = (bias[None] + (1.0 - attention_mask[:, None, None, :].float()) * -10000.0).to(hidden.dtype)
         for layer in self.model.encoder.layer:
             hidden = self.layer(layer, hidden, bias, indices, batch_size, length)

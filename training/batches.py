@@ -7,6 +7,7 @@ interrupted and moved to another machine. Only how a step is shared out over for
 
 import heapq
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ class PassKey(NamedTuple):
 
 def random_order(num_samples: int, seed: int) -> Callable[[int], np.ndarray]:
     """Another permutation every epoch, drawn from (seed, epoch)."""
-    return lambda epoch: _generator(seed, epoch).permutation(num_samples)
+    return partial(_permutation, num_samples, seed)
 
 
 def length_order(lengths: np.ndarray, genomes: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
@@ -46,16 +47,24 @@ def length_order(lengths: np.ndarray, genomes: np.ndarray, seed: int) -> Callabl
     Args:
         lengths, genomes: (num_samples,) tokens of each sequence, and the number of its genome.
     """
-    return lambda epoch: np.lexsort((_generator(seed, epoch).permutation(len(lengths)), lengths, genomes))
+    return partial(_by_length, lengths, genomes, seed)
 
 
 def file_order(num_samples: int) -> Callable[[int], np.ndarray]:
     """As the files hold them."""
-    return lambda epoch: np.arange(num_samples)
+    return partial(_as_it_is, num_samples)
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
+def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+
+
+def _by_length(lengths: np.ndarray, genomes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    return np.lexsort((_permutation(len(lengths), seed, epoch), lengths, genomes))
+
+
+def _as_it_is(num_samples: int, epoch: int) -> np.ndarray:
+    return np.arange(num_samples)
 
 
 class BatchPlan:
@@ -74,6 +83,9 @@ class BatchPlan:
         self.accumulation = accumulation
         self._order = order
         self._cached: tuple[int, np.ndarray | None] = (-1, None)
+
+    def __getstate__(self):  # for data workers that are spawned
+        return vars(self) | {"_cached": (-1, None)}
 
     def order(self, epoch: int) -> np.ndarray:
         if self._cached[0] != epoch:

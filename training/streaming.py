@@ -126,13 +126,13 @@ class ParquetStore:
 
 def streaming_order(store: ParquetStore, seed: int, shuffle: bool) -> Callable[[int], "_GroupedOrder"]:
     """Order of an epoch: a permutation of row groups and of rows inside each, or as the files hold them."""
-    return lambda epoch: _GroupedOrder(store, seed, epoch, shuffle)
+    return functools.partial(_GroupedOrder, store, seed, shuffle)
 
 
 class _GroupedOrder:
     """Indices of rows by their position in the epoch; positions are given as an array."""
 
-    def __init__(self, store: ParquetStore, seed: int, epoch: int, shuffle: bool):
+    def __init__(self, store: ParquetStore, seed: int, shuffle: bool, epoch: int):
         self.store, self.key, self.shuffle = store, [seed, epoch], shuffle
         groups = np.arange(len(store.sizes))
         self.groups = self._generator(0).permutation(groups) if shuffle else groups

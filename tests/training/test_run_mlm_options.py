@@ -1,4 +1,4 @@
-"""run_mlm.py: recipes, what stops a run, what it reports, ways to compute layers, leftovers that must not be tracebacks."""
+"""run_mlm.py: recipes, what stops a run, what it reports, ways to compute layers, errors that were tracebacks."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 import run_mlm
 from tests.training.runs import (
@@ -26,6 +27,8 @@ from training.layers import LowPrecisionLayerNorm, compile_feed_forward, use_low
 from training.loading import load_config, load_model
 from training.settings import RECIPES, SettingsError
 from training.trainer import MlmTrainer
+
+CONFIGS = RECIPES.parent / "accelerate_configs"
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -116,6 +119,14 @@ def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, 
 def test_a_token_budget_below_two_sequences_says_what_to_raise(settings, capsys):
     options = without_batch_size(settings) | WARM_UP | {"per_device_train_batch_tokens": 40}
     assert "raise --per_device_train_batch_tokens to 64 at least" in error_of(options, capsys)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configurations_of_several_devices(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8 and config.mixed_precision == "bf16"
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed-zero2": "DEEPSPEED"}[path.stem]
+    assert config.distributed_type == kind
 
 
 # -- what stops a run ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """run_mlm.py on several processes, sharded, streaming, and stopped from outside: always the same result."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -226,6 +227,17 @@ def test_streaming_writes_no_tokens_and_resumes_exactly(streaming, tmp_path):
     assert_same_weights(whole, resumed)
     workers = run(streaming, output_dir=tmp_path / "workers", dataloader_num_workers=2)
     assert_same_weights(whole, workers)
+
+
+def test_data_workers_may_be_spawned(streaming, warm_up, tokenizer):
+    for options in (streaming, warm_up):
+        _, data_args, args = run_mlm.parse_arguments(flags(options), "")
+        dataset, _, _ = run_mlm.load_datasets(data_args, args, tokenizer)
+        plan = run_mlm.make_plan(data_args, args, dataset)
+        expected = plan.step(0, 1).tolist()
+        copied_dataset, copied_plan = pickle.loads(pickle.dumps((dataset, plan)))
+        assert copied_plan.step(0, 1).tolist() == expected
+        assert (copied_dataset[0, 5]["labels"] == dataset[0, 5]["labels"]).all()
 
 
 def test_streaming_takes_every_row_once_in_an_epoch(streaming, tokenizer):
