@@ -11,7 +11,7 @@ TRITON := .matrix/triton
 PIP := $(PY) -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-matrix test-gpu bench bench-gpu lint clean
+.PHONY: help venv quickstart test test-matrix test-gpu check-cards bench bench-gpu lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a m
 	rm -rf $(@D) && mkdir -p $(@D)
 	$(PIP) --quiet --no-deps --target $(@D) -r $<
 	@touch $@
+
+check-cards: $(INSTALLED)  ## Check that every model card is what its sources give
+	$(PY) -m hub_configs.card --check
 
 test-gpu: $(INSTALLED)  ## Tests that need a CUDA device
 	$(PY) -m pytest tests/gpu -m gpu
