@@ -62,9 +62,6 @@ def missing_splits(task: Task, data_dir: Path) -> list[str]:
 
 def command(arguments: argparse.Namespace, run: Run) -> list[str]:
     """The command line of one run."""
-    launcher = [sys.executable]
-    if arguments.num_processes > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--num_processes", str(arguments.num_processes)]
     flags = {
         "task_name": run.task.name,
         "data_dir": arguments.data_dir,
@@ -74,7 +71,7 @@ def command(arguments: argparse.Namespace, run: Run) -> list[str]:
         "output_dir": run.folder(arguments.output_dir),
     }
     pairs = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
-    return [*launcher, str(arguments.script), *pairs, *arguments.settings]
+    return [*arguments.launcher, str(arguments.script), *pairs, *arguments.settings]
 
 
 def execute(arguments: argparse.Namespace, run: Run, lock) -> dict | None:
@@ -244,6 +241,16 @@ def is_on(value: str) -> bool:
     return value.lower() in ("true", "yes", "t", "y", "1")
 
 
+def find_launcher(text: str) -> list[str]:
+    """Words of a launcher, its program found on PATH or beside this interpreter."""
+    program, *words = shlex.split(text) or [""]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(program, path=path)
+    if not found:
+        raise argparse.ArgumentTypeError(f"no program {program!r}, neither on PATH nor beside {sys.executable}")
+    return [found, *words]
+
+
 def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Read the command line."""
     argv = sys.argv[1:] if argv is None else argv
@@ -262,7 +269,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     parser.add_argument("--random_weights", action="store_true", help="take config and tokenizer of --model only")
     parser.add_argument("--name", help="what the report calls this model with these settings; default: from --model")
     parser.add_argument("--results", type=Path, help="results file; default: OUTPUT_DIR/results.csv")
-    parser.add_argument("--num_processes", type=int, default=1, help="more than 1: through accelerate launch")
+    starts = 'how a run is started, such as "accelerate launch" or "torchrun --nproc_per_node 2"; default: one process'
+    parser.add_argument("--launcher", type=find_launcher, default=[sys.executable], help=starts)
     parser.add_argument("--keep_models", action="store_true", help="keep what each run saved, not its numbers only")
     parser.add_argument("--script", type=Path, default=SCRIPT, help="fine-tuning script; default: %(default)s")
     cut = argv.index("--") if "--" in argv else len(argv)

@@ -1,7 +1,6 @@
 """The grid: complete, resumable after a kill, shared by several runners, and honest about what failed."""
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -164,18 +163,22 @@ def test_run_that_was_killed_while_writing_its_results_is_repeated(flags, tmp_pa
     assert table(tmp_path / "out/results.csv") == table(tmp_path / "whole/results.csv")
 
 
-def test_several_processes_go_through_accelerate(flags, tmp_path, monkeypatch):
-    lines = []
+def test_launcher_starts_every_run(flags, tmp_path):
+    mark = tmp_path / "starter.py"
+    mark.write_text(
+        "import runpy, sys; open(__file__ + '.log', 'a').write('x'); del sys.argv[0]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    launcher = f"{Path(sys.executable).name} {mark}"
+    assert main([*flags, "--launcher", launcher, "--output_dir", str(tmp_path / "out")]) == 0
+    assert len(table(tmp_path / "out/results.csv")) == 6
+    assert (tmp_path / "starter.py.log").read_text() == "x" * 6
 
-    def note(line, **options):
-        lines.append(line)
-        folder = Path(line[line.index("--output_dir") + 1])
-        (folder / "all_results.json").write_text(json.dumps({"test_mcc": 0.5}))
-        return subprocess.CompletedProcess(line, 0)
 
-    monkeypatch.setattr("gue.run.subprocess.run", note)
-    main([*flags, "--num_processes", "2", "--output_dir", str(tmp_path / "out")])
-    assert all(line[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "2"] for line in lines)
+def test_launcher_that_is_not_there_is_named(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*flags, "--launcher", "acelerate launch", "--output_dir", str(tmp_path)])
+    assert "no program 'acelerate'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--data_dir", "--script"])
