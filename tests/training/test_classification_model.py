@@ -1,4 +1,4 @@
-"""Any encoder as a classifier: StrandBERT, DNABERT, Nucleotide Transformer, code from a folder; LoRA; what is refused."""
+"""Any encoder as a classifier: StrandBERT, DNABERT, Nucleotide Transformer, a folder with code; LoRA; refusals."""
 
 import itertools
 import json

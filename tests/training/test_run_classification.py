@@ -1,0 +1,499 @@
+"""run_classification.py end to end, with a minuscule model: what it writes, repeats, resumes, saves, and refuses."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from transformers import pipeline
+
+import run_classification
+from tests.training.conftest import random_dna
+from training.classification_batches import SequenceDataset
+from training.classification_data import Columns, read_labelled
+from training.classification_model import load_finetuned
+from training.classification_trainer import ClassificationTrainer
+from training.kmer_logistic import KmerLogistic
+
+ROOT = Path(run_classification.__file__).parent
+MOTIF = "AACGTTACGAACGTTACG"
+
+
+def planted(rows: int, seed: int) -> list[tuple[str, int]]:
+    """Random sequences of 40 to 90 bp; those of class 1 hold the motif."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for row in range(rows):
+        sequence = "".join(rng.choice(list("ACGT"), rng.integers(40, 91)))
+        place = rng.integers(0, len(sequence) - len(MOTIF))
+        found.append((sequence[:place] + MOTIF + sequence[place + len(MOTIF) :] if row % 2 else sequence, row % 2))
+    return found
+
+
+def write_table(path: Path, rows, header=("sequence", "label")) -> str:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("tables")
+    sizes = {"train_file": 64, "validation_file": 32, "test_file": 32}
+    return {
+        name: write_table(folder / f"{name}.csv", planted(size, seed))
+        for seed, (name, size) in enumerate(sizes.items())
+    }
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Drawing takes longer than training here."""
+    monkeypatch.setattr(run_classification, "draw_predictions", lambda *_: None)
+    monkeypatch.setattr(run_classification, "draw_training", lambda *_: None)
+
+
+@pytest.fixture
+def settings(tmp_path, config_file, tokenizer_folder, tables) -> dict:
+    """Settings of a short run from random weights, as flags."""
+    return tables | {
+        "config_name": str(config_file),
+        "tokenizer_name": str(tokenizer_folder),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 12,
+        "eval_steps": 4,
+        "global_batch_size": 8,
+        "learning_rate": 5e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+
+def run(settings: dict, **changes) -> Path:
+    """Run the script in this process and return the output folder; a setting None is left out."""
+    settings = settings | changes
+    words = []
+    for name, value in settings.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    run_classification.main(words)
+    return Path(settings["output_dir"])
+
+
+def error_of(settings: dict, **changes) -> str:
+    with pytest.raises(SystemExit) as caught:
+        run(settings, **changes)
+    return str(caught.value.code)
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def numbers(folder: Path) -> dict:
+    """The results that must repeat."""
+    return {name: value for name, value in results(folder).items() if name.startswith(("test_", "eval_", "best_"))}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in json.loads((folder / "training_log.json").read_text()) if "loss" in entry]
+
+
+def predictions(folder: Path) -> np.ndarray:
+    """Probabilities, or predicted numbers, of the test rows."""
+    with open(folder / "test_predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return np.array(
+        [[float(row[name]) for name in row if name.startswith(("probability_", "predicted_"))] for row in rows]
+    )
+
+
+def outputs(folder: Path, table: str, columns: Columns = Columns(), problem_type=None) -> np.ndarray:  # noqa: B008
+    """Logits of the saved model for the rows of a table."""
+    classifier = load_finetuned(folder)
+    files = {"train": [table]}
+    examples, labels = read_labelled(files, columns, problem_type)
+    dataset = SequenceDataset(examples["train"], classifier.sequences)
+    from training.classification_batches import ClassificationCollator
+
+    collate = ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask)
+    batch = collate([dataset.sample(row) for row in range(len(dataset))])
+    batch.pop("labels")
+    with torch.no_grad():
+        return classifier.model(**batch).logits.numpy()
+
+
+# -- what a run writes ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_its_folder_classifies_in_a_pipeline(settings, monkeypatch):
+    monkeypatch.undo()  # this one draws
+    folder = run(settings, max_steps=60, eval_steps=20)
+    found = results(folder)
+    assert found["test_mcc"] > 0.6 and found["test_accuracy"] > 0.8 and found["collapsed"] is None
+    assert found["best_step"] in (20, 40, 60) and found["global_step"] == 60
+    assert {"test_f1", "test_auroc", "test_auprc", "test_calibration_error", "eval_loss"} <= found.keys()
+    for name in ("confusion_matrix.png", "curves.png", "training_curve.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob("checkpoint-*")) and not list(folder.rglob("*.bin")) and not list(folder.glob(".*"))
+    classify = pipeline("text-classification", model=str(folder), trust_remote_code=True)
+    with open(settings["test_file"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    answers = classify([row["sequence"] for row in rows])
+    right = sum(answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True))
+    assert right / len(rows) == pytest.approx(found["test_accuracy"])
+
+
+def test_the_results_are_those_of_the_step_with_the_lowest_validation_loss(settings):
+    folder = run(settings, max_steps=20, eval_steps=4, learning_rate=2e-2)
+    evaluations = {
+        entry["step"]: entry["eval_loss"]
+        for entry in json.loads((folder / "training_log.json").read_text())
+        if "eval_loss" in entry
+    }
+    best = min(evaluations, key=evaluations.get)
+    assert results(folder)["best_step"] == best
+    assert results(folder)["eval_loss"] == pytest.approx(evaluations[best], abs=1e-6)
+
+
+def test_without_a_validation_file_a_part_is_held_out(settings):
+    found = results(run(settings, validation_file=None, validation_split_percentage=25))
+    assert found["data"]["validation_held_out"]
+    assert found["data"]["rows"] == {"train": 48, "validation": 16, "test": 32}
+
+
+def test_label_names_are_stored(settings, tmp_path):
+    rows = [(sequence, ("background", "bound")[label]) for sequence, label in planted(32, 0)]
+    table = write_table(tmp_path / "named.csv", rows)
+    folder = run(settings, train_file=table, validation_file=None, test_file=None)
+    assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "background", "1": "bound"}
+    with open(folder / "validation_predictions.csv", newline="") as file:
+        assert {row["label"] for row in csv.DictReader(file)} <= {"background", "bound"}
+
+
+def test_rows_shared_between_splits_are_warned_of(settings, caplog):
+    folder = run(settings, test_file=settings["train_file"], max_steps=1)
+    assert results(folder)["data"]["shared_rows"][0]["identical"] == 64
+    assert "64 rows of test are also in train" in caplog.text
+
+
+# -- repeating -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def varied(settings) -> dict:
+    """With every source of random numbers."""
+    return settings | {"dropout": 0.1, "augment_reverse_complement": True, "augment_tokens": 0.2, "augment_crop": 4}
+
+
+def test_a_seed_gives_the_same_numbers_twice_and_another_one_other_order_and_head(varied, tmp_path):
+    first = run(varied, seed=1)
+    again = run(varied, seed=1, output_dir=str(tmp_path / "again"))
+    other = run(varied, seed=2, output_dir=str(tmp_path / "other"))
+    assert numbers(first) == numbers(again) and losses(first) == losses(again)
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
+    assert losses(first)[0] != losses(other)[0]
+
+
+def test_seeds_change_the_head_on_the_same_encoder(settings, tmp_path):
+    base = run(settings, max_steps=1, learning_rate=1e-9)
+    stripped = weights(base)
+    for name in list(stripped):
+        if "classifier" in name or "pooler" in name:
+            del stripped[name]
+    safetensors.torch.save_file(stripped, base / "model.safetensors", metadata={"format": "pt"})
+    saved = []
+    for seed in (1, 2):
+        changes = {"config_name": None, "model": str(base), "output_dir": str(tmp_path / f"seed{seed}")}
+        saved.append(weights(run(settings, max_steps=1, learning_rate=1e-9, seed=seed, **changes)))
+    assert not torch.allclose(saved[0]["classifier.weight"], saved[1]["classifier.weight"], atol=1e-3)
+    name = "bert.encoder.layer.0.mlp.wo.weight"
+    torch.testing.assert_close(saved[0][name], saved[1][name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("step", [6, 11])
+def test_interrupted_and_resumed_equals_uninterrupted(varied, tmp_path, monkeypatch, step):
+    whole = run(varied)
+    training_step = ClassificationTrainer.training_step
+
+    def interrupted(self, *arguments):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return training_step(self, *arguments)
+
+    monkeypatch.setattr(ClassificationTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(varied, output_dir=str(tmp_path / "broken"))
+    monkeypatch.setattr(ClassificationTrainer, "training_step", training_step)
+    resumed = run(varied, output_dir=str(tmp_path / "broken"))
+    assert numbers(resumed) == numbers(whole)
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+
+
+def test_interrupted_after_the_last_step_only_the_end_is_repeated(settings, tmp_path, monkeypatch):
+    whole = run(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_classification, "write_results", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, output_dir=str(tmp_path / "broken"))
+    resumed = run(settings, output_dir=str(tmp_path / "broken"))
+    assert numbers(resumed) == numbers(whole) and results(resumed)["evaluations"] == 3
+
+
+def test_two_processes_take_the_same_global_batches_as_one(settings, tmp_path):
+    one = run(settings, seed=3)
+    changed = settings | {"seed": 3, "output_dir": str(tmp_path / "two")}
+    words = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+    port = str(20000 + os.getpid() % 20000)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    completed = subprocess.run([*launcher, "run_classification.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    two = Path(changed["output_dir"])
+    assert results(two)["global_batch_size"] == results(one)["global_batch_size"] == 8
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, atol=1e-4, rtol=1e-3)
+    assert predictions(two) == pytest.approx(predictions(one), abs=1e-4)
+
+
+# -- heads and kinds of labels -------------------------------------------------------------------------------------
+
+
+OVERFIT = {"max_steps": 100, "eval_steps": 100, "learning_rate": 1e-2, "test_file": None, "logging_steps": 25}
+
+
+@pytest.fixture
+def one_layer(tmp_path, config_file) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(Path(config_file).read_text()) | {"num_hidden_layers": 1}))
+    return str(path)
+
+
+def overfitted(settings, one_layer, table, **changes) -> Path:
+    """Train on 16 rows in one batch and evaluate on the same."""
+    changes = OVERFIT | changes | {"config_name": one_layer, "global_batch_size": 16}
+    return run(settings, train_file=table, validation_file=table, **changes)
+
+
+@pytest.mark.parametrize(
+    ("head", "pooling"), [("pooler", "first"), ("pooler", "mean"), ("mlp", "first"), ("mlp", "mean")]
+)
+def test_every_head_overfits_16_rows(settings, one_layer, tmp_path, head, pooling):
+    table = write_table(tmp_path / "few.csv", [(random_dna(30, seed), seed % 3) for seed in range(16)])
+    found = results(overfitted(settings, one_layer, table, classifier_head=head, pooling=pooling))
+    assert found["eval_accuracy"] == 1 and found["eval_loss"] < 0.05
+
+
+def test_regression_overfits_16_rows_in_the_units_of_the_labels(settings, one_layer, tmp_path):
+    rows = [(random_dna(30, seed), 5000 + 100 * random_dna(30, seed).count("G")) for seed in range(16)]
+    table = write_table(tmp_path / "numbers.csv", rows)
+    folder = overfitted(settings, one_layer, table, problem_type="regression", pooling="mean")
+    found = results(folder)
+    assert found["eval_r2"] > 0.95 and found["eval_spearman"] > 0.95
+    saved = outputs(folder, table, problem_type="regression").ravel()
+    assert np.abs(saved - [label for _, label in rows]).mean() == pytest.approx(found["eval_mae"], rel=1e-3)
+
+
+def test_multi_label_overfits_16_rows(settings, one_layer, tmp_path):
+    rows = [
+        ("AACGTTACG" * (seed % 2) + random_dna(20, seed) + "CGCGCG" * (seed // 8), seed % 2, seed // 8)
+        for seed in range(16)
+    ]
+    table = write_table(tmp_path / "several.csv", rows, ("sequence", "motif", "island"))
+    folder = overfitted(settings, one_layer, table, label_column=["motif", "island"], pooling="mean")
+    found = results(folder)
+    assert found["eval_exact_match"] == 1 and found["eval_auroc"] == 1 and found["eval_loss"] < 0.05
+    assert json.loads((folder / "config.json").read_text())["problem_type"] == "multi_label_classification"
+
+
+def test_pairs_are_learnt_by_their_order(settings, one_layer, tmp_path):
+    first, second = random_dna(30, 1), random_dna(30, 2)
+    rows = [(first, second, 0), (second, first, 1)] * 8
+    table = write_table(tmp_path / "pairs.csv", rows, ("a", "b", "label"))
+    folder = overfitted(settings, one_layer, table, sequence_column="a", pair_column="b")
+    assert results(folder)["eval_accuracy"] == 1
+    logits = outputs(folder, table, Columns("a", "b"))
+    assert logits[0].argmax() == 0 and logits[1].argmax() == 1
+
+
+def test_balanced_weights_make_a_rare_class_count_as_much_as_the_other(settings, tmp_path):
+    rows = [row for row in planted(200, 5) if row[1] == 0] + [row for row in planted(20, 6) if row[1] == 1]
+    table = write_table(tmp_path / "rare.csv", rows)
+    changes = {"train_file": table, "max_steps": 24, "eval_steps": 24, "learning_rate": 3e-3, "collapse_patience": 0}
+    plain = predictions(run(settings, **changes))[:, 1].mean()
+    balanced = predictions(run(settings, **changes, class_weights="balanced", overwrite_output_dir=True))[:, 1].mean()
+    assert plain < 0.25 and 0.4 < balanced < 0.6
+
+
+# -- LoRA ----------------------------------------------------------------------------------------------------------
+
+
+def test_full_lora_and_merged_lora_predict_the_same_after_loading(settings, tmp_path):
+    base = run(settings, max_steps=8, eval_steps=8)
+    changes = {"config_name": None, "tokenizer_name": None, "model": str(base), "learning_rate": 1e-2}
+    lora = run(settings, **changes, use_lora=True, output_dir=str(tmp_path / "lora"))
+    merged = run(settings, **changes, use_lora=True, merge_lora=True, output_dir=str(tmp_path / "merged"))
+    assert (lora / "adapter_model.safetensors").is_file() and not (lora / "model.safetensors").exists()
+    assert not (merged / "adapter_model.safetensors").exists()
+    assert results(lora)["trainable_parameters"] < results(lora)["parameters"] / 2
+    assert predictions(lora) == pytest.approx(predictions(merged), abs=1e-6)
+    for folder in (base, lora, merged):
+        logits = outputs(folder, settings["test_file"])
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        assert probabilities == pytest.approx(predictions(folder), abs=1e-5)
+
+
+def test_interrupted_lora_resumes(settings, tmp_path, monkeypatch):
+    base = run(settings, max_steps=4)
+    changes = {"config_name": None, "tokenizer_name": None, "model": str(base), "use_lora": True}
+    whole = run(settings, **changes, output_dir=str(tmp_path / "whole"))
+    training_step = ClassificationTrainer.training_step
+
+    def interrupted(self, *arguments):
+        if self.state.global_step == 9:
+            raise KeyboardInterrupt
+        return training_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, **changes, output_dir=str(tmp_path / "broken"))
+    assert numbers(run(settings, **changes, output_dir=str(tmp_path / "broken"))) == numbers(whole)
+
+
+# -- training options ----------------------------------------------------------------------------------------------
+
+
+def test_averaging_strands_makes_both_strands_equal(settings, tmp_path):
+    from inference.reading import reverse_complement
+
+    with open(settings["test_file"], newline="") as file:
+        rows = [(reverse_complement(row["sequence"].encode()).decode(), row["label"]) for row in csv.DictReader(file)]
+    turned = write_table(tmp_path / "turned.csv", rows)
+    changes = {"average_strands": True, "average_tokens": 1}
+    one = run(settings, **changes)
+    other = run(settings, **changes, test_file=turned, output_dir=str(tmp_path / "other"))
+    assert predictions(one) == pytest.approx(predictions(other), abs=1e-5)
+
+
+def test_layers_learn_more_slowly_the_deeper_they_lie(settings, monkeypatch):
+    seen = {}
+
+    def train(self, **_):
+        self.create_optimizer_and_scheduler(10)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for group in self.optimizer.param_groups:
+            seen.update({names[parameter]: group["initial_lr"] for parameter in group["params"]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassificationTrainer, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, layer_decay=0.5, learning_rate=0.8)
+    assert seen["classifier.weight"] == seen["bert.pooler.dense.bias"] == 0.8
+    assert seen["bert.encoder.layer.1.mlp.wo.weight"] == 0.4 and seen["bert.encoder.layer.0.mlp.wo.bias"] == 0.2
+    assert seen["bert.embeddings.word_embeddings.weight"] == 0.1
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(settings):
+    found = results(run(settings, max_steps=400, eval_steps=4, early_stopping=2, learning_rate=2e-2))
+    assert found["global_step"] < 400 and found["global_step"] - found["best_step"] == 8
+
+
+def test_a_collapsed_run_is_stopped_and_says_why(settings, caplog):
+    found = results(run(settings, max_steps=400, eval_steps=4, collapse_patience=3, learning_rate=3.0))
+    assert found["global_step"] < 400
+    assert "the same answer for every sequence in 3 evaluations in a row" in found["collapsed"]
+    assert "--learning_rate 3 is high: try 0.03, or 3e-5 as both papers do" in caplog.text
+    assert found["test_mcc"] == 0
+
+
+def test_a_sweep_keeps_the_learning_rate_with_the_lowest_validation_loss(settings):
+    folder = run(settings, learning_rate=None, learning_rate_sweep=[1e-6, 1e-2], max_steps=40, eval_steps=40)
+    found = results(folder)
+    assert found["learning_rate"] == 0.01 and set(found["sweep_eval_loss"]) == {"1e-06", "0.01"}
+    assert found["eval_loss"] == min(found["sweep_eval_loss"].values())
+    assert torch.equal(weights(folder)["classifier.weight"], weights(folder / "lr-0.01")["classifier.weight"])
+
+
+# -- the baseline and the benchmark --------------------------------------------------------------------------------
+
+
+def test_kmer_logistic_writes_the_same_results_and_can_be_loaded(settings):
+    folder = run(settings, config_name=None, tokenizer_name=None, model="kmer-logistic", learning_rate=None)
+    assert results(folder)["test_accuracy"] > 0.9
+    examples, _ = read_labelled({"train": [settings["test_file"]]}, Columns())
+    logits = KmerLogistic.load(folder).logits(examples["train"])
+    assert (logits.argmax(1) == predictions(folder).argmax(1)).all()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("task", "mcc"), [("mouse/2", 77.4), ("prom_core_tata", 51.8)])
+def test_kmer_logistic_on_the_benchmark(settings, shared_data, tmp_path, task, mcc):
+    data = shared_data("data/GUE")
+    words = ["--model", "kmer-logistic", "--task_name", task, "--data_dir", str(data), "--output_dir", str(tmp_path)]
+    run_classification.main(words)
+    assert 100 * results(tmp_path)["test_mcc"] == pytest.approx(mcc, abs=0.3)
+
+
+def test_a_task_brings_its_files_labels_and_length_of_training(settings, tmp_path, tables, monkeypatch):
+    folder = tmp_path / "GUE" / "mouse" / "2"
+    folder.mkdir(parents=True)
+    for split, name in (("train", "train_file"), ("dev", "validation_file"), ("test", "test_file")):
+        shutil.copy(tables[name], folder / f"{split}.csv")
+    seen = {}
+    monkeypatch.setattr(
+        run_classification,
+        "fine_tune",
+        lambda m, d, args, data: seen.update(steps=args.max_steps, names=data.labels.names),
+    )
+    none = dict.fromkeys(("train_file", "validation_file", "test_file", "max_steps"))
+    run(settings, task_name="mouse/2", data_dir=str(tmp_path), **none)
+    assert seen["steps"] == 1000 and len(seen["names"]) == 2
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config_name": None}, "name a model (--model)"),
+        ({"train_file": None}, "give either --task_name with --data_dir, or --train_file"),
+        ({"task_name": "tf/0"}, "give either --task_name"),
+        ({"task_name": "tf/0", "train_file": None}, "needs --data_dir"),
+        ({"task_name": "tf/9", "train_file": None, "data_dir": "."}, "did you mean"),
+        ({"task_name": "tf/0", "train_file": None, "data_dir": "docs"}, "train.csv of task tf/0 is not under"),
+        ({"merge_lora": True}, "add --use_lora"),
+        ({"use_lora": True}, "adapts a pre-trained model"),
+        ({"learning_rate_sweep": [1e-3]}, "either --learning_rate or --learning_rate_sweep"),
+        ({"train_file": "absent.csv"}, "absent.csv: no such file"),
+        ({"label_column": "class"}, "no column 'class'; the columns are 'sequence', 'label'"),
+        ({"model": "absent", "config_name": None}, "no model configuration at absent"),
+        ({"max_seq_length": 5}, "tokens, more than the 5 that fit; add --truncate"),
+        ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
+        ({"augment_tokens": 2}, "augment_tokens is 2"),
+        ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
+        ({"problem_type": "ranking"}, "problem_type"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(settings, changes, message, capsys):
+    found = error_of(settings, **changes) + capsys.readouterr().err
+    assert message in found
+
+
+def test_a_finished_run_is_not_overwritten(settings):
+    run(settings, max_steps=2)
+    assert "holds a finished run; choose another --output_dir, or start over with" in error_of(settings)
+    run(settings, max_steps=2, overwrite_output_dir=True)
