@@ -246,7 +246,7 @@ def _hidden_states(model, input_ids: list[Tensor], depth: int, bases_per_token: 
 def _pool(hidden: Tensor, ids: Tensor, pooling: str, drop: Tensor, unknown: int) -> Tensor:
     """(tokens, hidden) -> (hidden,), or without pooling the rows of letters; float32 on the CPU."""
     if pooling == "cls":
-        return hidden[0].float().cpu()
+        return hidden[0].to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
     kept = ~torch.isin(ids, drop)
     if pooling != "none" and bool((kept & (ids != unknown)).any()):
         kept &= ids != unknown
