@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus import contigs
@@ -19,6 +19,7 @@ def runs_of(pattern: bytes, sequence: bytes) -> list[list[int]]:
     return [list(match.span()) for match in re.finditer(pattern, sequence)]
 
 
+@settings(deadline=None)
 @given(letters, st.integers(1, 50))
 def test_intervals_are_the_maximal_runs_whatever_the_block(sequence, block):
     before = contigs.BLOCK
@@ -32,6 +33,7 @@ def test_intervals_are_the_maximal_runs_whatever_the_block(sequence, block):
     assert non_repetitive.tolist() == runs_of(rb"[ACGTU]+", sequence)
 
 
+@settings(deadline=None)
 @given(letters, st.data())
 def test_soft_masked_bases_of_an_interval_are_its_lower_case_bases(sequence, data):
     start = data.draw(st.integers(0, len(sequence)))

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus.contigs import Contig, find_intervals, read_contigs
@@ -48,12 +48,14 @@ def slow_filter(sequence: bytes, segment: int, threshold: int) -> list[list[int]
     return segments
 
 
+@settings(deadline=None)
 @given(genomes, st.integers(1, 40), st.integers(1, 30))
 def test_segments_equal_those_found_base_by_base(sequence, segment, threshold):
     found = filter_repeats(contig_of(sequence), segment, threshold).segments
     assert found.tolist() == slow_filter(sequence, segment, threshold)
 
 
+@settings(deadline=None)
 @given(genomes, st.integers(1, 40), st.integers(1, 30))
 def test_segments_have_full_length_no_n_and_cover_every_kept_stretch(sequence, segment, threshold):
     found = filter_repeats(contig_of(sequence), segment, threshold).segments
@@ -64,6 +66,7 @@ def test_segments_have_full_length_no_n_and_cover_every_kept_stretch(sequence, s
     assert covered[kept_bases(sequence, segment, threshold)].all()
 
 
+@settings(deadline=None)
 @given(genomes, st.integers(1, 40), st.floats(0.05, 1))
 def test_the_chosen_threshold_is_the_smallest_that_retains_at_most_the_share(sequence, segment, share):
     contig = contig_of(sequence)

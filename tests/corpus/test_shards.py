@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus.sequences import SCHEMA, Sequences, apply_strand, join, reverse_complement, to_arrow
@@ -76,6 +76,7 @@ def test_aborted_work_leaves_whole_shards_only(tmp_path, by_tokens):
     assert files_in(tmp_path) == ([] if by_tokens else ["train/00000-yeast-0000.parquet"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1, max_size=8))
 def test_rows_come_in_ascending_number_of_tokens_equal_ones_as_they_came(tmp_path_factory, batches):
     folder = tmp_path_factory.mktemp("ordered")

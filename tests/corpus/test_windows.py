@@ -1,7 +1,7 @@
 """Windows and segments: where sequences begin and end."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus.windows import fixed_windows, overlapping_segments, random_cuts, random_stream, within_runs
@@ -14,6 +14,7 @@ def some_runs(draw):
     return np.array(edges, np.int64).reshape(-1, 2)
 
 
+@settings(deadline=None)
 @given(some_runs(), st.integers(1, 40), st.data())
 def test_windows_lie_end_to_end_in_their_run_and_only_short_ends_are_dropped(runs, window, data):
     shortest = data.draw(st.integers(1, window))
@@ -25,6 +26,7 @@ def test_windows_lie_end_to_end_in_their_run_and_only_short_ends_are_dropped(run
     assert fixed_windows(runs, window, shortest).tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100_000))
 def test_segments_of_dnagrinder_cover_the_contig_and_share_100_bp_with_their_neighbours(length):
     segments = overlapping_segments(length, 12_200, 100, 12_000)
@@ -49,6 +51,7 @@ def test_a_cut_as_long_as_its_segment_is_the_segment():
     assert random_cuts(segments, 100, np.random.default_rng(0)).tolist() == [[5, 105]]
 
 
+@settings(deadline=None)
 @given(some_runs(), st.lists(st.tuples(st.integers(0, 300), st.integers(1, 50)), max_size=10))
 def test_an_interval_is_within_runs_when_one_run_holds_all_of_it(runs, intervals):
     intervals = np.array([[start, start + length] for start, length in intervals], np.int64).reshape(-1, 2)
