@@ -33,6 +33,7 @@ from inference.motifs import find_motifs, write_meme
 from inference.reading import SequenceRecord, read_records, reverse_complement
 from modeling.alibi_attention import alibi_slopes
 from modeling.nucleotides import token_lengths
+from training.storage import check_writable
 
 TOLERANCE = 2e-3  # of completeness: of the logit's gain, or of 1 where it gained less
 FIRST_STEPS, MOST_STEPS = 32, 1024
@@ -233,6 +234,10 @@ def attribute_file(options: argparse.Namespace):
     output = Path(options.output)
     if output.suffix not in (".parquet", ".csv", ".tsv"):
         raise JobError(f"--output {output} must end in .parquet, .csv or .tsv")
+    if options.motifs:
+        if not options.motifs.endswith(".meme"):
+            raise JobError(f"--motifs {options.motifs} must end in .meme; the logos are written beside it")
+        check_writable(Path(options.motifs).parent, "--motifs")
     state = processes(options.cpu or not torch.cuda.is_available())
     model = load_classifier(options.model, torch.float32)
     model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
@@ -251,6 +256,7 @@ def attribute_file(options: argparse.Namespace):
         for number, (name, sequence, values) in enumerate(sequences[: options.logos], 1):
             save(logo_of_sequence(sequence, values, name), output.with_name(f"{output.stem}_{number}.png"))
         if options.motifs:
+            Path(options.motifs).parent.mkdir(parents=True, exist_ok=True)
             motifs.extend(find_motifs([s for _, s, _ in sequences], [v for _, _, v in sequences]))
             write_meme(options.motifs, motifs, [s for _, s, _ in sequences])
             if motifs:
@@ -290,6 +296,8 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     options = parser.parse_args(arguments)
+    if options.logos < 0:
+        parser.error(f"--logos is {options.logos}; give a number of sequences")
     try:
         found, motifs = attribute_file(options)
     except (*USER_ERRORS, ValueError) as error:

@@ -164,7 +164,7 @@ class BaseProbabilities:
         return rest, context
 
     def each_token(self, sequence: bytes) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """(start, end, given_rest, given_context) of the tokens of one strand from left to right, as they are computed."""
+        """(start, end, given_rest, given_context) of the tokens of one strand, from left to right, when computed."""
         (ids,) = self.encoder([sequence])
         spans = iter(token_spans(ids, self.lengths).tolist()[1:-1])
         queries = (Query(mask(ids, p, self.model.config.mask_token_id), p) for p in range(1, len(ids) - 1))

@@ -27,6 +27,7 @@ from inference.reading import Genome
 from inference.score_variants import FLANK, SCORES, VariantScorer
 from inference.variant_windows import aliases, genome_contig, variant_windows
 from tokenization.tokenizer_files import write_text_atomically
+from training.storage import check_writable
 
 PAIRS_AT_ONCE = 64
 
@@ -112,6 +113,7 @@ def score_region(options: argparse.Namespace) -> np.ndarray:
     existing = [path for path in (output, table) if path.exists() and not options.overwrite]
     if existing:
         raise JobError(f"{existing[0]} already exists; choose another --output or pass --overwrite")
+    check_writable(output.parent, "--output")
     name, start, end = parse_region(options.region)
     genome = Genome(options.genome, aliases(name))
     contig = genome.fetch(genome_contig(genome, name) or name)
@@ -125,6 +127,7 @@ def score_region(options: argparse.Namespace) -> np.ndarray:
     lines = ["\t".join(("position", "base", *BASES))]
     for position, base, row in zip(range(start + 1, end + 1), sequence.decode(), matrix, strict=True):
         lines.append("\t".join((str(position), base, *("." if np.isnan(value) else f"{value:.6g}" for value in row))))
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(table, "\n".join(lines) + "\n")
     save(figure_of(matrix, sequence, start + 1, f"{options.region}, {options.score}"), output)
     return matrix

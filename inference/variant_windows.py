@@ -66,11 +66,15 @@ def read_records(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     (where, the first 8 columns and the rest) of each record.
 
     Raises:
-        VariantError: too few columns, a POS that is no number; names the line.
+        VariantError: no column line, too few columns, a POS that is no number; names the line.
     """
+    columns = False
     for where, line in read_variant_lines(path):
         if line.startswith("#") or not line:
+            columns = columns or line.startswith("#CHROM\t")
             continue
+        if not columns:
+            raise VariantError(f"{path}, {where}: no line '#CHROM POS ID ...' with tabs before the first record")
         fields = line.split("\t", COLUMNS)
         if len(fields) < COLUMNS:
             hint = "; columns are separated by tabs" if " " in line and "\t" not in line else ""

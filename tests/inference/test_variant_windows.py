@@ -167,6 +167,7 @@ def test_gzip_bgzip_and_bcf_are_read_like_text(tmp_path, genome):
         (b"", "empty file"),
         (b">1\nACGT\n", "neither VCF nor BCF"),
         (HEADER.encode(), "no variants"),
+        (b"##fileformat=VCFv4.2\n1\t2\t.\tA\tC\t.\t.\t.\n", "line 2: no line '#CHROM"),
         (HEADER.encode() + b"1\t2\t.\tA\n", "line 3: 4 columns"),
         (HEADER.encode() + b"1 2 . A C . . .\n", "separated by tabs"),
         (HEADER.encode() + b"1\tx\t.\tA\tC\t.\t.\t.\n", "line 3: POS is 'x'"),
