@@ -222,6 +222,7 @@ def test_random_weights_take_the_config_only(flags, tmp_path, stand_in):
     assert (row["name"], row["settings"]) == ("kmer-logistic, random weights", "random weights")
 
 
+@pytest.mark.slow
 def test_real_script_runs_a_strandbert_from_its_config(data_dir, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(ROOT / "tokenization/vocabulary", model)
