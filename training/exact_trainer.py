@@ -81,7 +81,9 @@ class ExactTrainer(Trainer):
 
     def save_model(self, output_dir=None, _internal_call=False):
         if self.is_fsdp_enabled:
-            self._save(output_dir, gathered_weights(self.model))
+            weights = gathered_weights(self.model)
+            if self.args.should_save:
+                self._save(output_dir, weights)
         else:
             super().save_model(output_dir, _internal_call)
 
