@@ -177,6 +177,14 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: F
         raise SettingsError("--use_lora adapts a pre-trained model; name one with --model")
     if args.n_gpu > 1:
         raise SettingsError("several GPUs need one process each; start with accelerate launch or torchrun")
+    if not 0 < data_args.validation_split_percentage < 100:
+        raise SettingsError(
+            f"--validation_split_percentage {data_args.validation_split_percentage:g} must lie between 0 and 100: "
+            "without validation rows the best step cannot be chosen"
+        )
+    for rate in (args.learning_rate, *args.learning_rate_sweep):
+        if rate is not None and not 0 < rate < math.inf:
+            raise SettingsError(f"a learning rate of {rate:g} trains nothing; 3e-5 is what both papers use")
     if args.learning_rate_sweep and args.learning_rate:
         raise SettingsError("give either --learning_rate or --learning_rate_sweep")
     check_writable(args.output_dir, "--output_dir")
@@ -242,6 +250,9 @@ def log_data(data: Data):
             found = np.bincount(examples.labels, minlength=len(data.labels.names))
             shown = [f"{name}: {count:,}" for name, count in zip(data.labels.names, found, strict=True)]
             counts = f"; {', '.join(shown[:10])}{', ...' if len(shown) > 10 else ''}"
+            absent = [name for name, count in zip(data.labels.names, found, strict=True) if not count]
+            if absent:
+                logger.warning("no row of %s is of class %s", split, ", ".join(absent[:10]))
         logger.info("%s: %s rows of %s to %s bp%s", split, f"{len(examples):,}", lengths.min(), lengths.max(), counts)
     for entry in data.report["shared_rows"]:
         logger.warning(

@@ -146,6 +146,10 @@ def read_labelled(
             np.array(values, dtype=np.int64 if problem_type == SINGLE_LABEL else np.float32),
             list(where),
         )
+    if problem_type == REGRESSION and not np.ptp(examples["train"].labels, axis=0).any():
+        raise LabelledDataError(
+            f"every training row has the label {rows['train'][0][2][0]!r}; there is nothing to learn"
+        )
     return examples, Labels(problem_type, tuple(names))
 
 

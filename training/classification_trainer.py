@@ -28,7 +28,7 @@ from training.metrics import compute_metrics, constant_loss
 logger = logging.getLogger(__name__)
 
 EVALUATION_BASE_PAIRS = {"cpu": 1 << 14, "cuda": 1 << 18}  # of a batch, padding counted
-NEAR_CONSTANT = 1e-3  # nats below the loss of a constant prediction that count as having learnt something
+NEAR_CONSTANT = 1e-3  # share of the loss of a constant answer; having learnt less is having learnt nothing
 
 
 class ClassificationTrainer(ExactTrainer):
@@ -223,6 +223,8 @@ class CollapseDetector(TrainerCallback):
 
     def is_constant(self, metrics: dict) -> bool:
         """Whether the metrics of an evaluation (eval_*) are those of a constant answer."""
+        if self.constant_loss < NEAR_CONSTANT:  # validation rows of one class: the same answer for all is right
+            return False
         worthless = metrics["eval_loss"] > self.constant_loss * (1 - NEAR_CONSTANT)
         return metrics["eval_distinct_predictions"] <= 1 and worthless
 
@@ -237,10 +239,10 @@ class CollapseDetector(TrainerCallback):
         else:
             advice = (
                 f"try a lower --learning_rate (it is {learning_rate:g}), a longer warm-up (--warmup_steps), another "
-                "--seed; with random weights a higher --learning_rate such as 3e-4"
+                "--seed; from random weights a higher --learning_rate such as 3e-4, and more steps"
             )
         return (
-            f"the model collapsed: the same answer for every sequence {when} (validation loss "
+            f"the model has collapsed, or learnt nothing: the same answer for every sequence {when} (validation loss "
             f"{metrics['eval_loss']:.4f}; a constant answer reaches {self.constant_loss:.4f}). {advice}"
         )
 

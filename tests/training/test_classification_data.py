@@ -177,6 +177,12 @@ def test_regression_wants_numbers(tmp_path, value):
     assert f"line 3: {value!r} in column 'label' is no number" in found
 
 
+def test_regression_of_one_number_has_nothing_to_learn(tmp_path):
+    assert "every training row has the label '3.5'" in error(
+        tmp_path, "sequence,label\nAC,3.5\nAG,3.5\n", problem_type=REGRESSION
+    )
+
+
 def test_files_that_are_missing_folders_or_of_another_kind(tmp_path):
     for path, message in (
         (tmp_path / "absent.csv", "no such file"),

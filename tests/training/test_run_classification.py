@@ -419,6 +419,12 @@ def test_a_collapsed_run_is_stopped_and_says_why(settings, caplog):
     assert found["test_mcc"] == 0
 
 
+def test_validation_rows_of_one_class_are_warned_of_and_no_collapse(settings, tmp_path, caplog):
+    table = write_table(tmp_path / "ones.csv", [row for row in planted(32, 9) if row[1] == 1])
+    assert results(run(settings, validation_file=table, max_steps=2, eval_steps=2))["collapsed"] is None
+    assert "no row of validation is of class 0" in caplog.text
+
+
 def test_a_sweep_keeps_the_learning_rate_with_the_lowest_validation_loss(settings):
     folder = run(settings, learning_rate=None, learning_rate_sweep=[1e-6, 1e-2], max_steps=40, eval_steps=40)
     found = results(folder)
@@ -478,6 +484,8 @@ def test_a_task_brings_its_files_labels_and_length_of_training(settings, tmp_pat
         ({"merge_lora": True}, "add --use_lora"),
         ({"use_lora": True}, "adapts a pre-trained model"),
         ({"learning_rate_sweep": [1e-3]}, "either --learning_rate or --learning_rate_sweep"),
+        ({"validation_split_percentage": 0}, "must lie between 0 and 100"),
+        ({"learning_rate": "nan"}, "a learning rate of nan trains nothing"),
         ({"train_file": "absent.csv"}, "absent.csv: no such file"),
         ({"label_column": "class"}, "no column 'class'; the columns are 'sequence', 'label'"),
         ({"model": "absent", "config_name": None}, "no model configuration at absent"),
