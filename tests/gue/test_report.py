@@ -2,7 +2,9 @@
 
 import csv
 import math
+import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from gue.report import BEGIN, END, common_tasks, main, measured_scores, publishe
 from gue.results import ResultsError, append_row, read_results
 from gue.tasks import GROUPS, TASKS, read_table
 
+ROOT = Path(__file__).resolve().parents[2]
 GUE = [task.name for task in TASKS.values() if task.suite == "GUE"]
 # Printed where the rows of the same paper say otherwise; docs/gue.md lists them.
 NOT_THE_MEAN_OF_ITS_ROWS = {("NT-500M-1000g", "average"): 57.79}
@@ -146,6 +149,14 @@ def test_report_goes_between_the_marks_of_a_page(results, tmp_path):
         text = page.read_text()
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
         assert text.count("### What was run") == 1 and "](plots/critical_difference_dnabert-2.png)" in text
+
+
+def test_page_and_scores_are_what_the_kept_results_give(tmp_path):
+    shutil.copy(ROOT / "docs/gue.md", tmp_path)
+    kept = sorted(map(str, (ROOT / "gue/results").glob("*.csv")))
+    main([*kept, "--output_dir", str(tmp_path / "gue"), "--page", str(tmp_path / "gue.md")])
+    for name in ("gue.md", "gue/scores.csv"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
 def test_page_without_marks_is_left_alone(results, tmp_path, capsys):
