@@ -10,7 +10,7 @@ from gue.report import COMPARISONS, METRIC_NAMES, measured_scores, published_sco
 from gue.results import ResultsError, read_results
 from gue.tasks import TASKS
 from space.inputs import InputError
-from space.parts import QUICK, SERIES, guarded
+from space.parts import QUICK, guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -86,13 +86,12 @@ def build():
 
 
 def _speed(files: list[str]):
-    gr.Markdown("### Speed and memory")
+    gr.Markdown("## Speed and memory")
     start = speed_rows(files[0])
     with gr.Row():
         file = gr.Dropdown([(SPEED[f][0], f) for f in files], value=files[0], label="Measurement")
         case = gr.Dropdown(cases(start), value=start[0]["case"], label="Case")
-    chart = gr.BarPlot(*_drawn(files[0], start[0]["case"]), **_axes(files[0]), color="rival", height=300, sort=None,
-                       color_map=_colours(files[0]), x_axis_labels_visible=False)  # fmt: skip
+    chart = gr.BarPlot(**_bars(files[0], start[0]["case"]), height=300, sort=None)
     with gr.Accordion("All rows", open=False):
         table = gr.Dataframe(_table(start), interactive=False, datatype="str", max_height=420, show_label=False)
 
@@ -100,11 +99,11 @@ def _speed(files: list[str]):
     def on_file(name):
         rows = speed_rows(name)
         first = rows[0]["case"]
-        return gr.Dropdown(choices=cases(rows), value=first), _bars(name, first), _table(rows)
+        return gr.Dropdown(choices=cases(rows), value=first), gr.BarPlot(**_bars(name, first)), _table(rows)
 
     @guarded
     def on_case(name, chosen):
-        return _bars(name, chosen)
+        return gr.BarPlot(**_bars(name, chosen))
 
     file.input(on_file, file, [case, chart, table], api_visibility="private", **QUICK)
     case.input(on_case, [file, case], chart, api_visibility="private", **QUICK)
@@ -115,25 +114,18 @@ def cases(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(row["case"] for row in rows))
 
 
-def _axes(file: str) -> dict:
-    title, _, _, _ = SPEED[file]
-    return {"x": "rival", "y": "value", "x_title": " ", "y_title": title.partition(": ")[2], "color_title": " ",
-            "label": title, "tooltip": ["rival", "value"]}  # fmt: skip
-
-
-def _colours(file: str) -> dict[str, str]:
-    rival = SPEED[file][2]
-    return dict(zip(dict.fromkeys(row[rival] for row in speed_rows(file)), SERIES, strict=False))
-
-
-def _drawn(file: str, case: str) -> tuple[pandas.DataFrame]:
-    _, _, rival, value = SPEED[file]
+def _bars(file: str, case: str) -> dict:
+    """Value and axes of the bar chart of one case; bars begin at 0."""
+    title, _, rival, value = SPEED[file]
     rows = [row for row in speed_rows(file) if row["case"] == case and row[value]]
-    return (pandas.DataFrame({"rival": [r[rival] for r in rows], "value": [float(r[value]) for r in rows]}),)
-
-
-def _bars(file: str, case: str) -> gr.BarPlot:
-    return gr.BarPlot(*_drawn(file, case), **_axes(file), color_map=_colours(file))
+    data = pandas.DataFrame({rival: [row[rival] for row in rows], value: [float(row[value]) for row in rows]})
+    axes = {
+        "x": rival,
+        "y": value,
+        "y_title": title.partition(": ")[2],
+        "y_lim": [0, 1.1 * max(data[value], default=1)],
+    }
+    return {"value": data, "label": title, "tooltip": [rival, value], **axes}
 
 
 def _table(rows: list[dict]) -> dict:
@@ -143,7 +135,7 @@ def _table(rows: list[dict]) -> dict:
 
 def _gue():
     gr.Markdown(
-        "### GUE\n\nScores times 100 on the test sets. Measured here: mean ± deviation over seeds. The others are "
+        "## GUE\n\nScores times 100 on the test sets. Measured here: mean ± deviation over seeds. The others are "
         "as the DNABERT-2 paper prints them."
     )
     try:

@@ -36,7 +36,7 @@ def build(models: Models, examples: list[dict]):
     )
     with gr.Row():
         explain = gr.Button("Attribute to bases")
-        cancel = gr.Button("Cancel", variant="stop")
+        cancel = gr.Button("Cancel", scale=0)
     explain_about = gr.HTML()
     shown = gr.HTML()
 

@@ -13,7 +13,8 @@ MOST_SEQUENCES = 500
 MOST_BASES = 200_000  # bp together
 MOST_LABELS = len(SERIES)
 UNLABELLED = "sequence"
-HEADERS = ["name", "label", "bp", "cosine with reverse complement", "nearest (cosine)"]
+HEADERS = ["name", "label", "bp", "own other strand", "nearest (cosine)"]
+WIDTHS = ["20%", "12%", "8%", "12%", "48%"]
 
 
 def build(models: Models, model: gr.Dropdown, table_text: str, pair_text: str, source: str):
@@ -27,12 +28,12 @@ def build(models: Models, model: gr.Dropdown, table_text: str, pair_text: str, s
     )
     with gr.Row():
         run = gr.Button("Embed", variant="primary")
-        cancel = gr.Button("Cancel", variant="stop")
+        cancel = gr.Button("Cancel", scale=0)
     about = gr.HTML()
     chart = gr.ScatterPlot(x="PC1", y="PC2", color="label", tooltip=["name", "label"], visible=False, height=420,
-                           color_map=None, label="Map")  # fmt: skip
+                           show_label=False)  # fmt: skip
     table = gr.Dataframe(visible=False, interactive=False, wrap=True, label="Sequences and their nearest neighbours",
-                         datatype="str", max_height=420)  # fmt: skip
+                         datatype="str", max_height=420, column_widths=WIDTHS)  # fmt: skip
     download = gr.DownloadButton("Download vectors (Parquet)", size="sm", visible=False)
     gr.Markdown("How alike are two sequences, and is a sequence like its own reverse complement?")
     with gr.Row():
@@ -64,7 +65,15 @@ def build(models: Models, model: gr.Dropdown, table_text: str, pair_text: str, s
         ]  # fmt: skip
         yield (
             about_line(found["about"], f"{len(records):,} sequences"),
-            gr.ScatterPlot(data, visible=len(records) > 1, color_map=colours, x_title=axes[0], y_title=axes[1]),
+            gr.ScatterPlot(
+                data,
+                visible=len(records) > 1,
+                color_map=colours,
+                x_title=axes[0],
+                y_title=axes[1],
+                x_lim=limits(data["PC1"]),
+                y_lim=limits(data["PC2"]),
+            ),  # fmt: skip
             gr.Dataframe({"headers": HEADERS, "data": rows}, visible=True),
             gr.DownloadButton(value=write_parquet("embeddings.parquet", found["table"]), visible=True),
         )
@@ -85,6 +94,12 @@ def build(models: Models, model: gr.Dropdown, table_text: str, pair_text: str, s
     work = run.click(on_run, [box, model], [about, chart, table, download], **private, **LONG)
     cancel.click(None, cancels=[work], **private)
     compare.click(on_compare, [first, second, model], [likeness, likeness_about], **private, **QUICK)
+
+
+def limits(values: pandas.Series) -> list[float]:
+    """Range of an axis with room for the points at its ends."""
+    room = 0.05 * (values.max() - values.min()) or 1.0
+    return [values.min() - room, values.max() + room]
 
 
 def similarity(models: Models, one: str, other: str, name: str) -> dict:

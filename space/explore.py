@@ -37,11 +37,8 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
         label="Tokens, coloured by length in bp; select one to mask it", color_map=LENGTHS, show_legend=True,
         elem_classes="sb-tokens", visible=False,
     )  # fmt: skip
-    with gr.Group():
-        with gr.Row(equal_height=True):
-            position = gr.Number(1, label="Base to mask the token of", info="Position in the sequence, from 1",
-                                 precision=0, minimum=1, maximum=MOST_BASES)  # fmt: skip
-            fill = gr.Button("Mask and predict")
+    position = gr.Number(1, label="Base whose token is masked", info="Position in the sequence, from 1", precision=0)
+    fill = gr.Button("Mask and predict")
     fill_about = gr.HTML()
     with gr.Row():
         predictions = gr.Label(label="Tokens the model expects", num_top_classes=answers.PREDICTIONS, visible=False)
@@ -53,7 +50,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
     gr.Markdown(f"How well does the model predict each base? Every token is masked in turn, up to {MOST_PROFILE:,} bp.")
     with gr.Row():
         profile = gr.Button("Predict every base")
-        cancel = gr.Button("Cancel", variant="stop")
+        cancel = gr.Button("Cancel", scale=0)
     profile_about = gr.HTML()
     plot = gr.LinePlot(x="position", y="probability", y_lim=[0, 1], visible=False, height=260,
                        x_title="position", y_title="probability of the base that is there")  # fmt: skip

@@ -26,25 +26,30 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+).set(  # contrast of at least 4.5 to 1
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
 )
 CSS = """
 .sb-about { color: var(--body-text-color-subdued); font-size: var(--text-sm); overflow-wrap: anywhere; margin: 0; }
 .sb-scroll { overflow-x: auto; padding-bottom: 4px; }
 .sb-heat { border-collapse: separate; border-spacing: 1px; font: var(--text-sm) var(--font-mono); margin: 0;
-  width: auto; }
+  width: auto; border: 0 !important; }
 .sb-heat th, .sb-heat td { border: 0; padding: 0; text-align: center; min-width: 18px; height: 22px; font-weight: 400;
   color: var(--body-text-color); }
-.sb-heat thead th { vertical-align: bottom; }
-.sb-heat .sb-position { writing-mode: vertical-rl; transform: rotate(180deg); height: auto; padding-top: 2px; }
+.sb-heat .sb-position { font-size: var(--text-xs); text-align: left; white-space: nowrap; }
 .sb-heat tbody th { position: sticky; left: 0; background: var(--body-background-fill); padding: 0 6px; }
 .sb-heat td[data-variant] { cursor: pointer; }
 .sb-heat td[data-variant]:hover { outline: 2px solid var(--body-text-color); }
 .sb-heat td.sb-own { color: var(--body-text-color-subdued); }
-.sb-letters { font: var(--text-md) var(--font-mono); line-height: 1.8; }
+.sb-letters, .sb-letters b { font-family: var(--font-mono); line-height: 1.8; }
 .sb-letters .sb-ten { display: inline-block; white-space: nowrap; margin-right: 12px; }
 .sb-letters .sb-count { color: var(--body-text-color-subdued); font-size: var(--text-xs); margin-right: 4px; }
 .sb-letters b { font-weight: 400; padding: 1px 0; }
 .sb-mono textarea { font-family: var(--font-mono); }
+.dark .sb-tokens button, .dark .sb-tokens .textfield span { color: var(--body-text-color) !important; }
 .sb-tokens .textfield { font-family: var(--font-mono); line-height: 2; }
 """
 
@@ -108,12 +113,12 @@ def heat_map(sequence: str, first: int, contig: str, rows: list[list[float | Non
     """
     limit = max((abs(value) for row in rows for value in row if value), default=1.0)
     place = escape(contig, quote=True)
-    every = 10 if len(sequence) > 12 else 1
-    heads, lines = [], {base: [] for base in "ACGT"}
+    marks, heads, lines = [], [], {base: [] for base in "ACGT"}
     for offset, (letter, row) in enumerate(zip(sequence, rows, strict=True)):
         position = first + offset
-        number = f'<span class="sb-position">{position}</span>' if position % every == 0 or not offset else ""
-        heads.append(f'<th scope="col">{number}{letter}</th>')
+        if offset % 10 == 0:
+            marks.append(f'<td class="sb-position" colspan="{min(10, len(sequence) - offset)}">{position}</td>')
+        heads.append(f'<th scope="col">{letter}</th>')
         for base, value in zip("ACGT", row, strict=True):
             if value is None or base == letter:
                 lines[base].append('<td class="sb-own">·</td>' if base == letter else "<td></td>")
@@ -128,13 +133,14 @@ def heat_map(sequence: str, first: int, contig: str, rows: list[list[float | Non
         f'<p class="sb-about">Vermillion: less likely than the base that is there (down to {-limit:.1f} nats); blue: '
         "more likely. Select a cell to score that variant in full.</p>"
         '<div class="sb-scroll" role="region" aria-label="Heat map, positions by bases" tabindex="0">'
-        f'<table class="sb-heat"><thead><tr><td></td>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<table class="sb-heat"><thead><tr><td></td>{"".join(marks)}</tr>'
+        f"<tr><td></td>{''.join(heads)}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def letters(sequence: str, values: list[float]) -> str:
     """A sequence in groups of ten, each base tinted by its value; blue for, vermillion against."""
-    limit = max(map(abs, values), default=0) or 1.0
+    limit = sorted(map(abs, values))[int(0.98 * len(values))] or 1.0  # a few bases at the ends may dwarf all others
     groups = []
     for low in range(0, len(sequence), 10):
         part = zip(sequence[low : low + 10], values[low : low + 10], range(low + 1, low + 11), strict=False)

@@ -29,18 +29,17 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
         [[e["title"], e["fasta"], e["variant"]] for e in examples],
         [variant],
     )
-    with gr.Row(equal_height=True):
-        variant.render()
-        score = gr.Button("Score variant", variant="primary")
+    variant.render()
+    score = gr.Button("Score variant", variant="primary")
     about = gr.HTML()
     table = gr.Dataframe(visible=False, interactive=False, datatype="str", wrap=True, label="Scores")
     gr.Markdown(f"Every change at every position of a stretch of up to {MOST_MUTATED} bp: in-silico mutagenesis.")
     with gr.Row():
-        centre = gr.Number(None, label="Centre", info="Position; empty: that of the variant above", precision=0)
+        centre = gr.Textbox(label="Centre", info="Position; empty: that of the variant above", max_length=20)
         width = gr.Slider(10, MOST_MUTATED, 40, step=10, label="Width (bp)")
     with gr.Row():
         run = gr.Button("Mutate every base")
-        cancel = gr.Button("Cancel", variant="stop")
+        cancel = gr.Button("Cancel", scale=0)
     map_about = gr.HTML()
     chart = gr.HTML(js_on_load=ON_CLICK)
     download = gr.DownloadButton("Download scores (TSV)", size="sm", visible=False)
@@ -86,12 +85,13 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
     cancel.click(None, cancels=[work], **private)
 
 
-def stretch(record, variant: str, centre: float | None, width: float) -> tuple[int, int]:
+def stretch(record, variant: str, centre: str, width: float) -> tuple[int, int]:
     """[start, end) in bp from 0 around the centre, else around the variant, else around the middle of the sequence."""
     _, first = place_of(record)
     size, length = max(1, min(int(width), MOST_MUTATED)), len(record.sequence)
-    if centre is not None:
-        middle = int(centre) - first
+    if centre.strip():
+        digits = centre.strip().rpartition(":")[2].replace(",", "")
+        middle = int(digits) - first if digits.isdecimal() else -1
     elif variant.strip():
         middle = parse_variant(variant, record)[0]
     else:
