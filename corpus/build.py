@@ -10,16 +10,19 @@ recipe's table), so that many machines can share the work: --executor slurm or r
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from corpus.executors import EXECUTORS, run_tasks
 from corpus.fasta import FastaError
-from corpus.genome_task import GenomeTask, load_encoder, report_path
+from corpus.genome_task import SPLITS, GenomeTask, load_encoder, report_path
 from corpus.kmers import SAMPLED, K
 from corpus.recipe import Genome, Recipe, RecipeError, read_genomes, read_recipe
 from corpus.shards import file_sha256
@@ -42,7 +45,8 @@ def build(recipe: Recipe, genomes: list[Genome], output: str | Path, **options) 
         options: executor (local, slurm, ray), workers and more of `corpus.executors.run_tasks`.
 
     Raises:
-        CorpusError: the folder holds another corpus; a contig to hold out is in no genome.
+        CorpusError: the folder holds another corpus, or another process works in it; a contig to hold out is in no
+            genome; nothing is left to train on.
         FastaError, StorageError and what a task raises.
     """
     output = Path(output).absolute()  # workers on other machines may stand elsewhere
@@ -51,17 +55,31 @@ def build(recipe: Recipe, genomes: list[Genome], output: str | Path, **options) 
         load_encoder(recipe)  # or raise before any work begins
         task = GenomeTask(recipe, genomes, output, output / WORK)
         _keep_plan(recipe, genomes, output)
-        run_tasks(task, len(genomes), output / WORK, **options)
-        missing = [rank for rank in range(len(genomes)) if not report_path(output / WORK, rank).exists()]
-        if missing and options.get("executor") == "slurm":
-            return None
-        if missing:
-            raise CorpusError(task.error(missing[0]))
-        manifest = _manifest(recipe, genomes, output)
-        _check_contigs(recipe, manifest)
-        _write_json(output / "manifest.json", manifest)
-        shutil.rmtree(output / WORK / "partial", ignore_errors=True)
+        with _alone(output):
+            run_tasks(task, len(genomes), output / WORK, **options)
+            missing = [rank for rank in range(len(genomes)) if not report_path(output / WORK, rank).exists()]
+            if missing and options.get("executor") == "slurm":
+                return None
+            if missing:
+                raise CorpusError(task.error(missing[0]))
+            manifest = _manifest(recipe, genomes, output)
+            _check_splits(recipe, manifest)
+            _write_json(output / "manifest.json", manifest)
+            shutil.rmtree(output / WORK / "partial", ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep a second build out of a folder. The lock is POSIX's: datatrove's helper, a fork, must not inherit it."""
+    with open(output / WORK / "lock", "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise CorpusError(f"--output {output}: another corpus.build works in it; wait until it has ended") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _keep_plan(recipe: Recipe, genomes: list[Genome], output: Path):
@@ -93,18 +111,17 @@ def _plan(recipe: Recipe, genomes: list[Genome]) -> dict:
     if recipe.tokenizer:
         folder = Path(recipe.tokenizer)
         settings["tokenizer"] = file_sha256(folder / "tokenizer.json" if folder.is_dir() else folder)
-    table = [[genome.species, genome.category, genome.source, genome.bases, genome.repeats] for genome in genomes]
+    table = [[g.species, g.category, g.source, g.bases, g.repeats, g.vcf_source] for g in genomes]
     return {"format": FORMAT_VERSION, **settings, "table": table}
 
 
 def _manifest(recipe: Recipe, genomes: list[Genome], output: Path) -> dict:
     reports = [json.loads(report_path(output / WORK, rank).read_text()) for rank in range(len(genomes))]
     splits: dict[str, dict] = {}
-    for report in reports:
-        for split, counts in report["splits"].items():
-            total = splits.setdefault(split, dict.fromkeys(counts, 0))
-            for name, value in counts.items():
-                total[name] += value
+    for split in SPLITS:
+        counts = [report["splits"][split] for report in reports if split in report["splits"]]
+        if counts:
+            splits[split] = {name: sum(count[name] for count in counts) for name in counts[0]}
     plan = _plan(recipe, genomes)
     del plan["table"]
     manifest = {"recipe": plan, "splits": splits}
@@ -148,11 +165,14 @@ def _leakage(reports: list[dict], output: Path) -> dict:
     return {"k": K, "sampled_one_in": SAMPLED, "held_out": rows}
 
 
-def _check_contigs(recipe: Recipe, manifest: dict):
+def _check_splits(recipe: Recipe, manifest: dict):
     found = {name for report in manifest["genomes"] for name in report["held_out_contigs"]}
     for name in recipe.validation_contigs:
         if name not in found:
             raise CorpusError(f"validation_contigs: no sequence is of a contig {name!r}; correct it and start over")
+    if "train" not in manifest["splits"]:
+        notes = [f"{report['source']}: {note}" for report in manifest["genomes"] for note in report["notes"]]
+        raise CorpusError("; ".join(["nothing is left to train on", *notes[:3]]))
 
 
 def _write_json(path: Path, content: dict):
@@ -203,6 +223,8 @@ def main(arguments: list[str] | None = None):
         manifest = build(recipe, genomes, args.output, executor=args.executor, workers=args.workers, **slurm)
     except (RecipeError, CorpusError, FastaError, VariantError, StorageError) as error:
         sys.exit(f"corpus.build: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"corpus.build: {error}; install what it needs: pip install 'strandbert[corpus]'")
     except KeyboardInterrupt:
         sys.exit("corpus.build: interrupted; give the same command again, it goes on where it stopped")
     if manifest is None:

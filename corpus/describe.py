@@ -66,14 +66,14 @@ def describe(folder: str | Path) -> dict[str, Description]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    splits: dict[str, Description] = {}
+    splits = {split: Description() for split in manifest["splits"]}
     files = [file for genome in manifest["genomes"] for file in genome["files"]]
     with tqdm(total=sum(file["bases"] for file in files), unit="bp", unit_scale=True, desc="reading") as bar:
         for file in files:
             path = folder / file["file"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
                 raise ValueError(f"{path}: missing, or not of {file['bytes']:,} bytes; copy the corpus again")
-            description = splits.setdefault(file["file"].split("/")[0], Description())
+            description = splits[file["file"].split("/")[0]]
             with pq.ParquetFile(path) as parquet:
                 for batch in parquet.iter_batches(batch_size=4096):
                     description.add(batch)

@@ -41,6 +41,8 @@ def make_sequences(recipe: DnagrinderRecipe, genome: Genome, findings: Findings)
                     yield contig, sequences
         if variants:
             variants.check()
+        if genome.repeats == "filter" and findings.counts["soft_masked_bases"] in (0, findings.counts["acgt_bases"]):
+            findings.notes.append("repeats = filter, but its letters are of one case: it is not soft-masked")
     finally:
         if variants:
             variants.close()

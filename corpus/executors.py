@@ -97,7 +97,7 @@ def _progress(work: Path, count: int):
     finished = threading.Event()
 
     def watch(bar: tqdm):
-        while not finished.wait(0.2):
+        while not finished.wait(1):
             update(bar)
 
     def update(bar: tqdm):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -63,12 +64,11 @@ def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: P
 
     Memory: one contig and a few row groups. Raises FastaError; OSError when the disk is full, no shard left half-made.
     """
-    stem = f"{rank:05d}-{''.join(c if c.isalnum() else '_' for c in genome.species)}"
+    stem = f"{rank:05d}-{''.join(c if c.isalnum() else '_' for c in genome.species[:40])}"
+    partial = work / "partial" / f"{socket.gethostname()}-{os.getpid()}"  # a scheduler may run a task twice at once
     encoder = load_encoder(recipe)
     by_tokens = encoder is not None and recipe.recipe == "dnagrinder"
-    writers = {
-        split: ShardWriter(output / split, work / "partial", stem, recipe.shard_bases, by_tokens) for split in SPLITS
-    }
+    writers = {split: ShardWriter(output / split, partial, stem, recipe.shard_bases, by_tokens) for split in SPLITS}
     holds_out = bool(recipe.validation_species or recipe.validation_contigs)
     kmers: dict[str, list] = {split: [] for split in SPLITS}
     findings, held_out_contigs, random = Findings(), {}, {}
@@ -97,7 +97,7 @@ def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: P
         if holds_out and writer.rows:
             _save_kmers(work / "kmers" / f"{rank:05d}-{split}.npy", kmers[split])
     if not any(writer.rows for writer in writers.values()):
-        findings.notes.append("no sequence was made of it; its contigs or its runs of ACGT are too short")
+        findings.notes.append("no sequence was made of it; its contigs, runs of ACGT or kept stretches are too short")
     return _report(genome, findings, list(held_out_contigs), writers)
 
 
@@ -113,6 +113,7 @@ def _report(genome: Genome, findings: Findings, held_out_contigs: list[str], wri
         "source": genome.source,
         "bytes": genome.size,
         "sha256": file_sha256(genome.path),
+        "vcf_sha256": {path.name: file_sha256(path) for path in genome.vcf_files},
         **findings.counts,
         "splits": counts,
         "held_out_contigs": held_out_contigs,

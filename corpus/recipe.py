@@ -29,6 +29,7 @@ class Genome:
     bases: int | None = None  # bp to sample (dnabert2); None: all
     repeats: str = "keep"  # keep or filter (dnagrinder)
     vcf: str | None = None  # path of phased variants of many individuals (dnagrinder); {contig} stands for the name
+    vcf_source: str | None = None  # the same as the table has it
 
     @property
     def size(self) -> int:
@@ -40,8 +41,7 @@ class Genome:
         """The files of variants that there are, in the order of their names."""
         if self.vcf is None:
             return []
-        path = Path(self.vcf)
-        return sorted(path.parent.glob(glob.escape(path.name).replace("{contig}", "*")))
+        return sorted(map(Path, glob.glob(glob.escape(self.vcf).replace("{contig}", "*"))))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read_recipe(path: str | Path, tokenizer: str | None = None) -> Recipe:
     content = _read_yaml(path)
     try:
         kind = content.get("recipe")
-        _require(kind in RECIPES, "recipe", kind, " or ".join(RECIPES), near=RECIPES)
+        _require(isinstance(kind, str) and kind in RECIPES, "recipe", kind, " or ".join(RECIPES), near=RECIPES)
         known = {field.name: field for field in fields(RECIPES[kind])}
         for key in content:
             if key not in known:
@@ -115,7 +115,7 @@ def read_recipe(path: str | Path, tokenizer: str | None = None) -> Recipe:
             if field.default is MISSING and name not in content:
                 raise RecipeError(f"key {name!r} is missing")
         values = {name: _value(known[name], value) for name, value in content.items()}
-        if tokenizer:
+        if tokenizer is not None:
             values["tokenizer"] = str(Path(tokenizer).absolute())
         elif values.get("tokenizer"):
             values["tokenizer"] = str(path.parent.absolute() / values["tokenizer"])
@@ -140,7 +140,7 @@ def read_genomes(recipe: Recipe, folder: str | Path | None = None) -> list[Genom
     table = Path(recipe.genomes)
     if not table.is_file():
         raise RecipeError(f"genomes: {table}: no such file; it must be a CSV table with {', '.join(REQUIRED_COLUMNS)}")
-    folder = Path(folder) if folder else table.parent
+    folder = table.parent if folder is None else Path(folder)
     if not folder.is_dir():
         raise RecipeError(f"--genomes {folder}: no such folder")
     try:
@@ -196,20 +196,23 @@ def _value(field, value):
     if kind == tuple[str, ...]:
         value = [value] if isinstance(value, str) else value
         _require(
-            isinstance(value, list) and all(isinstance(v, str) for v in value), field.name, value, "a list of names"
+            isinstance(value, list) and all(isinstance(v, str) for v in value),
+            field.name,
+            value,
+            "a list of names (numbers in quotes)",
         )
         return tuple(value)
     if kind in (str, str | None):
         _require(isinstance(value, str), field.name, value, "text")
         return value
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = None
     whole = kind in (int, int | None)
-    fits = number is not None and not isinstance(value, bool) and (not whole or number == int(number))
+    try:
+        number = value if isinstance(value, int) else float(value)
+        fits = not isinstance(value, bool) and (number == int(number) or not whole)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: infinity
+        fits = False
     _require(fits, field.name, value, "a whole number" if whole else "a number")
-    return int(number) if whole else number
+    return int(number) if whole else float(number)
 
 
 def _check_columns(table: Path, columns: list[str], kind: str):
@@ -220,6 +223,8 @@ def _check_columns(table: Path, columns: list[str], kind: str):
                 f"{table}, line 1: unknown column {column!r}{_near(column, known)}; for {kind} known are "
                 + ", ".join(known)
             )
+        if columns.count(column) > 1:
+            raise RecipeError(f"{table}, line 1: column {column!r} is there twice")
     for column in REQUIRED_COLUMNS:
         if column not in columns:
             raise RecipeError(f"{table}, line 1: column {column!r} is missing")
@@ -248,6 +253,7 @@ def _genome(row: dict[str, str], folder: Path) -> Genome:
         bases,
         repeats,
         str(folder / vcf) if vcf else None,
+        vcf or None,
     )
     if not genome.path.is_file():
         raise _missing(genome.path)
@@ -258,9 +264,8 @@ def _genome(row: dict[str, str], folder: Path) -> Genome:
 
 def _missing(path: Path) -> RecipeError:
     siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    return RecipeError(
-        f"{path}: no such file{_near(path.name, siblings)} ; paths are relative to --genomes, or else to the table"
-    )
+    problem = "is a folder, not a file" if path.is_dir() else f"no such file{_near(path.name, siblings)}"
+    return RecipeError(f"{path}: {problem}; paths are relative to --genomes, or else to the table")
 
 
 def _near(name: str, known) -> str:

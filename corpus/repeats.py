@@ -5,6 +5,7 @@ extends to the right to its full length; what it takes in on the way is covered 
 a gap of N, or the end of the contig, stops the way, the segment ends there and extends to the left instead.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -45,8 +46,9 @@ def filter_repeats(contig: Contig, segment: int, threshold: int | None = None, s
     """
     Segments of `segment` bp that cover every non-repetitive stretch of at least `threshold` bp.
 
-    Without a threshold the smallest one is taken that retains at most `share` of the contig; without a share, the
-    contig's own share of non-repetitive bases, which is what the paper's chromosomes come to.
+    Without a threshold the smallest one is taken that retains at most `share` of the contig, rounded up to whole
+    segments; without a share, the contig's own share of non-repetitive bases, which is what the paper's chromosomes
+    come to.
     """
     stretches = contig.non_repetitive
     lengths = stretches[:, 1] - stretches[:, 0]
@@ -60,8 +62,8 @@ def filter_repeats(contig: Contig, segment: int, threshold: int | None = None, s
         return _cover(stretches[kept], runs[kept], segment)
 
     if threshold is None:
-        most = (non_repetitive if share is None else share) * len(contig)
-        threshold = _smallest(np.unique(lengths[long_enough]), lambda t: len(segments_for(t)) * segment <= most)
+        most = math.ceil((non_repetitive if share is None else share) * len(contig) / segment)
+        threshold = _smallest(np.unique(lengths[long_enough]), lambda t: len(segments_for(t)) <= most)
     segments = segments_for(threshold)
     lost = ~long_enough & (lengths >= threshold)
     retained = len(segments) * segment / len(contig)

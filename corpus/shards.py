@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 GROUP_BASES = 1 << 24  # bp in a row group: bounds the memory of writer and reader
+MOST_TABLES = 1000  # kept before they are joined: one takes about 10 kB beside its rows
 
 
 def file_sha256(path: str | Path) -> str:
@@ -84,6 +85,8 @@ class ShardWriter:
     def _gather(self, table: pa.Table, bases: int):
         self._pending.append(table)
         self._pending_bases += bases
+        if len(self._pending) == MOST_TABLES:
+            self._pending = [pa.concat_tables(self._pending).combine_chunks()]
         if self._pending_bases >= min(GROUP_BASES, self.shard_bases):
             self._flush()
             if self._shard_bases >= self.shard_bases:

@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
 
 def test_numbers_are_counted_by_split_and_species(folder):
     splits = describe(folder)
+    assert list(splits) == ["train", "validation"]
     train, validation = splits["train"], splits["validation"]
     assert np.concatenate(train.lengths).tolist() == [10] * 30
     assert (dict(train.bases), dict(train.gc), dict(train.n)) == ({"a": 300}, {"a": 180}, {"a": 0})

@@ -60,12 +60,35 @@ def test_the_species_table_holds_what_could_be_read_of_the_papers_table_7():
         ("recipe: dnagrinder\noverlap: 12200", "overlap is 12200"),
         ("recipe: dnagrinder\nretained: 50", "retained is 50"),
         ("recipe: dnagrinder\nthreshold: 9\nretained: 0.5", "each decides the other"),
+        ("recipe: [dnabert2]", "recipe is .'dnabert2'."),
+        ("recipe: dnabert2\nseed: .inf", "seed is inf; it must be a whole number"),
+        ("recipe: dnabert2\nwindow: .nan", "window is nan; it must be a whole number"),
+        ("recipe: dnabert2\nvalidation_contigs: [1]", "a list of names .numbers in quotes"),
         ("recipe: [", "not YAML that can be read"),
     ],
 )
 def test_wrong_recipes_are_refused_with_file_key_and_value(tmp_path, text, message):
     with pytest.raises(RecipeError, match=rf"recipe\.yaml: .*{message}"):
         read_recipe(write_recipe(tmp_path, text))
+
+
+def test_a_large_seed_is_taken_exactly(tmp_path):
+    assert read_recipe(write_recipe(tmp_path, f"recipe: dnabert2\nseed: {2**53 + 1}")).seed == 2**53 + 1
+
+
+def test_an_empty_tokenizer_is_not_the_same_as_none(tmp_path):
+    assert Path(read_recipe(write_recipe(tmp_path, "recipe: dnabert2"), "").tokenizer) == Path.cwd()
+
+
+def test_one_file_of_variants_per_contig_may_lie_in_folders_of_their_own(tmp_path):
+    table = "species,category,path,vcf\nyeast,fungi,yeast.fa,{contig}/all.vcf\n"
+    path = write_recipe(tmp_path, "recipe: dnagrinder", table)
+    files = [tmp_path / name / "all.vcf" for name in ("chrI", "chrII")]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    (genome,) = read_genomes(read_recipe(path))
+    assert genome.vcf_files == files
 
 
 def test_numbers_may_be_written_with_exponent_or_underscores(tmp_path):
@@ -78,6 +101,8 @@ def test_numbers_may_be_written_with_exponent_or_underscores(tmp_path):
     [
         ("species,category,path\nyeast,fungi,yaest.fa\n", r"line 2: .*yaest.fa: no such file .did you mean 'yeast.fa'"),
         ("species,category,path\nyeast,fungi,\n", "line 2: path is ''; it must be the file of the genome; download it"),
+        ("species,category,path\nyeast,fungi,.\n", "line 2: .*: is a folder, not a file; paths are relative"),
+        ("species,category,path,path\nyeast,fungi,a,b\n", "line 1: column 'path' is there twice"),
         ("species,path\nyeast,yeast.fa\n", "line 1: column 'category' is missing"),
         ("species,category,path,base\nyeast,fungi,yeast.fa,1\n", "unknown column 'base' .did you mean 'bases'"),
         ("species,category,path,vcf\nyeast,fungi,yeast.fa,1\n", "unknown column 'vcf'"),

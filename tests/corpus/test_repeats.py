@@ -1,5 +1,6 @@
 """Repeat filtering against a slow, obvious implementation, and on real soft-masked genomes."""
 
+import math
 import re
 
 import numpy as np
@@ -68,22 +69,28 @@ def test_segments_have_full_length_no_n_and_cover_every_kept_stretch(sequence, s
 
 @settings(deadline=None)
 @given(genomes, st.integers(1, 40), st.floats(0.05, 1))
-def test_the_chosen_threshold_is_the_smallest_that_retains_at_most_the_share(sequence, segment, share):
+def test_the_chosen_threshold_is_the_smallest_that_retains_at_most_the_share_in_whole_segments(
+    sequence, segment, share
+):
     contig = contig_of(sequence)
     chosen = filter_repeats(contig, segment, share=share)
     smallest = next(
         t
         for t in range(1, len(sequence) + 2)
-        if len(slow_filter(sequence, segment, t)) * segment <= share * len(sequence)
+        if len(slow_filter(sequence, segment, t)) <= math.ceil(share * len(sequence) / segment)
     )
     assert chosen.segments.tolist() == slow_filter(sequence, segment, smallest)
-    assert chosen.retained <= share
+    assert chosen.retained < share + segment / len(sequence) + 1e-9
 
 
 def test_without_a_share_it_is_that_of_the_non_repetitive_bases():
     contig = contig_of(b"A" * 60 + b"a" * 40)
     chosen = filter_repeats(contig, 20)
     assert chosen.non_repetitive == 0.6 and chosen.retained == 0.6
+
+
+def test_a_contig_without_repeats_is_kept_whole():
+    assert filter_repeats(contig_of(b"A" * 25), 10).segments.tolist() == [[0, 10], [10, 20], [15, 25]]
 
 
 def test_a_gap_turns_the_extension_to_the_left():

@@ -60,6 +60,17 @@ def test_a_new_shard_begins_when_one_is_full_and_each_is_described(tmp_path):
     assert files_in(tmp_path) == [file["file"] for file in writer.files]
 
 
+def test_many_small_tables_are_joined_to_one_row_group(tmp_path):
+    writer = writer_in(tmp_path, shard_bases=1 << 20)
+    for _ in range(2500):
+        writer.write(table_of(b"ACGTA", b"C"), 6)
+    assert len(writer._pending) < 1000
+    writer.close()
+    table = pq.ParquetFile(tmp_path / "train" / "00000-yeast-0000.parquet")
+    assert table.num_row_groups == 1
+    assert table.read()["sequence"].to_pylist() == ["ACGTA", "C"] * 2500
+
+
 def test_nothing_is_written_for_nothing(tmp_path):
     writer = writer_in(tmp_path)
     writer.write(table_of(), 0)
