@@ -124,12 +124,12 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raise FileExistsError unless `path` is free, an empty folder, or a model folder that may be overwritten."""
+    """Raise FileExistsError unless `path` is free, an empty folder, or a model or Space that may be overwritten."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
         raise FileExistsError(f"{path} already exists; choose another folder or pass --overwrite")
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not (path / "space" / "app.py").is_file():
         raise FileExistsError(f"{path} is not a model folder (it has no config.json), so it is not overwritten")
 
 

@@ -3,6 +3,7 @@ Make a self-contained Hub repository of a trained model, check it as a stranger 
 
     python -m hub_configs.publish --model my_model --name strandbert-tiny --output published
     python -m hub_configs.publish --model my_model --name strandbert-tiny --output published --push my-group/my-model
+    python -m hub_configs.publish --space --model my_model --name strandbert-tiny --output my_space
 
 --model is a folder of ours: written by run_mlm.py, run_classification.py, hub_configs.convert or save_pretrained.
 --name is a table of hub_configs/models.toml, which says what the card says; for a model of your own add a table.
@@ -10,6 +11,10 @@ Make a self-contained Hub repository of a trained model, check it as a stranger 
 OUTPUT receives the model's code byte for byte, config.json, tokenizer, model.safetensors, reference outputs, README.md
 (the card), LICENSE and requirements.txt. Before it appears it is loaded from a simulated Hub cache, offline, in a fresh
 interpreter that cannot see this checkout, and its outputs are compared with those of --model.
+
+--space makes the demo instead: the code of space/ and what it imports, with this model and every --classifier in it,
+README.md with the front matter of a Hugging Face Space, requirements.txt. It is started once, offline, before OUTPUT
+appears.
 
 Without --push nothing is uploaded. With it the folder becomes one commit of the repository and gets the tag v<version>;
 the repository is made if there is none. One that already has files is only changed with --update. The token is the one
@@ -39,6 +44,7 @@ from .checkpoint import ConversionError, read_json, read_weights
 from .convert import check_written_weights, checked_tokenizer, checked_weights, model_class_of
 from .folder import check_output, code_files, new_folder, sha256_of, write_model_folder
 from .reference import write_reference
+from .space import SpaceError, make_space
 from .verify import TOLERANCE, VerificationError, compare, describe, load_in_fresh_interpreter
 
 SAME = 1e-5  # of the largest output of the source model: both run the same code, on other numbers of threads
@@ -169,9 +175,11 @@ def source_outputs(source: Path, reference: dict[str, Tensor]) -> dict[str, Tens
 # ---- upload
 
 
-def upload(folder: Path, repository: str, tag: str, api: HfApi, update: bool = False, private: bool = False) -> str:
+def upload(
+    folder: Path, repository: str, tag: str, api: HfApi, update: bool = False, private: bool = False, kind="model"
+) -> str:
     """
-    Make the repository hold exactly this folder, in one commit with a tag; returns the commit's id.
+    Make the repository, a model's or a "space", hold exactly this folder, in one commit with a tag; returns its id.
 
     The commit names its parent, so that a commit made meanwhile by someone else raises. Files of the repository that
     the folder lacks are deleted, except .gitattributes. Afterwards the listing of the commit is compared, hash by hash.
@@ -184,7 +192,7 @@ def upload(folder: Path, repository: str, tag: str, api: HfApi, update: bool = F
         raise PublishError(f"{api.endpoint} does not accept the token: {error}; run `hf auth login`") from None
     except Exception as error:  # network: each client version has its own types
         raise PublishError(f"{api.endpoint} cannot be reached: {error}") from None
-    head, present, tags = current_state(api, repository)
+    head, present, tags = current_state(api, repository, kind)
     if set(present) - {".gitattributes"} and not update:
         raise PublishError(f"{repository} exists and holds {len(present)} files; pass --update to replace them")
     if tag in tags:
@@ -194,14 +202,17 @@ def upload(folder: Path, repository: str, tag: str, api: HfApi, update: bool = F
     operations += [CommitOperationDelete(name) for name in present if name not in (*files, ".gitattributes")]
     try:
         if head is None:
-            api.create_repo(repository, private=private)
-            head = current_state(api, repository)[0]
-        commit = api.create_commit(repository, operations, commit_message=f"Publish {tag}", parent_commit=head)
+            sdk = "gradio" if kind == "space" else None
+            api.create_repo(repository, private=private, repo_type=kind, space_sdk=sdk)
+            head = current_state(api, repository, kind)[0]
+        commit = api.create_commit(
+            repository, operations, commit_message=f"Publish {tag}", parent_commit=head, repo_type=kind
+        )
     except Exception as error:
         raise PublishError(upload_failure(repository, error)) from error
     try:
-        check_uploaded(api, repository, commit.oid, files)
-        api.create_tag(repository, tag=tag, revision=commit.oid)
+        check_uploaded(api, repository, commit.oid, files, kind)
+        api.create_tag(repository, tag=tag, revision=commit.oid, repo_type=kind)
     except PublishError:
         raise
     except Exception as error:
@@ -209,12 +220,13 @@ def upload(folder: Path, repository: str, tag: str, api: HfApi, update: bool = F
     return commit.oid
 
 
-def current_state(api: HfApi, repository: str) -> tuple[str | None, dict, list[str]]:
+def current_state(api: HfApi, repository: str, kind: str = "model") -> tuple[str | None, dict, list[str]]:
     """Newest commit of a repository, its files by path, and its tags; (None, {}, []) when there is no repository."""
     try:
-        head = api.model_info(repository).sha
-        files = {file.path: file for file in api.list_repo_tree(repository, recursive=True, revision=head)}
-        return head, files, [ref.name for ref in api.list_repo_refs(repository).tags]
+        head = api.repo_info(repository, repo_type=kind).sha
+        tree = api.list_repo_tree(repository, recursive=True, revision=head, repo_type=kind)
+        files = {file.path: file for file in tree}
+        return head, files, [ref.name for ref in api.list_repo_refs(repository, repo_type=kind).tags]
     except RepositoryNotFoundError:
         return None, {}, []
     except Exception as error:
@@ -237,9 +249,10 @@ def upload_failure(repository: str, error: Exception) -> str:
     return f"nothing was published in {repository} (it holds what it held before): {reason}"
 
 
-def check_uploaded(api: HfApi, repository: str, commit: str, files: dict[str, Path]) -> None:
+def check_uploaded(api: HfApi, repository: str, commit: str, files: dict[str, Path], kind: str = "model") -> None:
     """Raise PublishError unless the commit lists exactly these files, large ones with the same SHA-256."""
-    listed = {file.path: file for file in api.list_repo_tree(repository, recursive=True, revision=commit)}
+    tree = api.list_repo_tree(repository, recursive=True, revision=commit, repo_type=kind)
+    listed = {file.path: file for file in tree}
     listed.pop(".gitattributes", None)
     different = sorted(set(listed) ^ set(files))
     for name in set(listed) & set(files):
@@ -255,6 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m hub_configs.publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--space", action="store_true", help="make the demo with this model, a Hugging Face Space")
+    parser.add_argument("--classifier", type=Path, action="append", default=[], metavar="FOLDER",
+                        help="with --space: a fine-tuned model for its tab Classify (may be given again)")  # fmt: skip
     parser.add_argument("--name", required=True, help="table of hub_configs/models.toml")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUTPUT")
@@ -266,14 +282,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--push {options.push}: give it as ORG/NAME")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        print("\n".join(publish(options.model, options.name, options.output, options.overwrite, options.push)))
+        if options.space:
+            report = make_space(options.output, options.name, options.model, options.classifier, options.overwrite)
+        else:
+            report = publish(options.model, options.name, options.output, options.overwrite, options.push)
+        print("\n".join(report))
         print(f"wrote {options.output}")
         if not options.push:
             print("nothing was uploaded; add --push ORG/NAME to publish it")
             return 0
         tag = f"v{model_row(options.name)['version']}"
-        commit = upload(options.output, options.push, tag, HfApi(), options.update, options.private)
-    except (PublishError, CardError, ConversionError, VerificationError, OSError) as error:
+        kind = "space" if options.space else "model"
+        commit = upload(options.output, options.push, tag, HfApi(), options.update, options.private, kind)
+    except (PublishError, CardError, ConversionError, VerificationError, SpaceError, OSError) as error:
         print(f"not published: {error}", file=sys.stderr)
         return 1
     print(f"published {options.push} at {tag}, commit {commit}")

@@ -66,6 +66,12 @@ def build(models: Models) -> gr.Blocks:
     return demo.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
 
 
+def launch(demo: gr.Blocks, **options):
+    """Start the server with the look and the limits of the demo; options as of `Blocks.launch`."""
+    limits = {"max_file_size": UPLOAD_BYTES, "ssr_mode": False}
+    return demo.launch(theme=THEME, css=CSS, footer_links=["api"], **limits, **options)
+
+
 def about_text(examples: list[dict]) -> str:
     """What the foot of the page says, Markdown."""
     sources = "\n".join(f"- {row['title']}: {row['source']}." for row in examples)
@@ -105,15 +111,7 @@ def main(arguments: list[str] | None = None):
                 models.get(kind)
     except InputError as error:
         sys.exit(f"error: {error}")
-    build(models).launch(
-        server_name=host,
-        server_port=options.port,
-        max_file_size=UPLOAD_BYTES,
-        theme=THEME,
-        css=CSS,
-        footer_links=["api"],
-        ssr_mode=False,
-    )
+    launch(build(models), server_name=host, server_port=options.port)
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def _speed(files: list[str]):
     gr.Markdown("## Speed and memory")
     start = speed_rows(files[0])
     with gr.Row():
-        file = gr.Dropdown([(SPEED[f][0], f) for f in files], value=files[0], label="Measurement")
-        case = gr.Dropdown(cases(start), value=start[0]["case"], label="Case")
+        file = gr.Dropdown([(SPEED[f][0], f) for f in files], value=files[0], label="Measurement", min_width=300)
+        case = gr.Dropdown(cases(start), value=start[0]["case"], label="Case", min_width=300)
     chart = gr.BarPlot(**_bars(files[0], start[0]["case"]), height=300, sort=None)
     with gr.Accordion("All rows", open=False):
         table = gr.Dataframe(_table(start), interactive=False, datatype="str", max_height=420, show_label=False)

@@ -14,7 +14,7 @@ MOST_BASES = 200_000  # bp together
 MOST_LABELS = len(SERIES)
 UNLABELLED = "sequence"
 HEADERS = ["name", "label", "bp", "own other strand", "nearest (cosine)"]
-WIDTHS = ["20%", "12%", "8%", "12%", "48%"]
+WIDTHS = ["190px", "110px", "80px", "110px", "440px"]
 
 
 def build(models: Models, model: gr.Dropdown, table_text: str, pair_text: str, source: str):
@@ -37,8 +37,8 @@ def build(models: Models, model: gr.Dropdown, table_text: str, pair_text: str, s
     download = gr.DownloadButton("Download vectors (Parquet)", size="sm", visible=False)
     gr.Markdown("How alike are two sequences, and is a sequence like its own reverse complement?")
     with gr.Row():
-        first = gr.Textbox(label="First sequence", lines=2, max_lines=4, elem_classes="sb-mono")
-        second = gr.Textbox(label="Second sequence", lines=2, max_lines=4, elem_classes="sb-mono")
+        first = gr.Textbox(label="First sequence", lines=2, min_width=300, max_lines=4, elem_classes="sb-mono")
+        second = gr.Textbox(label="Second sequence", lines=2, min_width=300, max_lines=4, elem_classes="sb-mono")
     compare = gr.Button("Compare")
     likeness = gr.Dataframe(visible=False, interactive=False, datatype="str", label="Cosine similarity of the vectors")
     likeness_about = gr.HTML()
