@@ -20,17 +20,14 @@ docs/finetuning.md says which settings help.
 """
 
 import copy
-import csv
-import io
 import json
 import logging
 import math
 import os
-import resource
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +36,6 @@ from transformers import EarlyStoppingCallback, TrainerState, set_seed
 
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_task
 from inference.reading import SequenceInputError
-from tokenization.tokenizer_files import write_text_atomically
 from training.checkpoints import (
     CheckpointError,
     checkpoints_in,
@@ -60,7 +56,6 @@ from training.classification_data import (
     REGRESSION,
     SINGLE_LABEL,
     Columns,
-    Examples,
     Labels,
     pair_columns,
     read_labelled,
@@ -76,36 +71,22 @@ from training.classification_model import (
     load_tokenizer,
     scale_outputs,
 )
+from training.classification_results import RESULTS_FILE, Data, count_parameters, show_results, write_results
 from training.classification_trainer import (
     ClassificationTrainer,
-    CollapseDetector,
     CollapseError,
     balanced_weights,
-    distinct_predictions,
 )
 from training.command_line import SettingsError, parse_settings, set_up_logging
 from training.kmer_logistic import NAME as KMER_LOGISTIC
 from training.kmer_logistic import KmerLogistic
-from training.metric_plots import draw_predictions, draw_training
-from training.metrics import compute_metrics, probabilities
+from training.metric_plots import draw_training
 from training.storage import StorageError, check_writable, writing_into
 
 logger = logging.getLogger("run_classification")
 
 FINAL_FOLDER = ".final"
-RESULTS_FILE = "all_results.json"
 WRITTEN = (RESULTS_FILE, "config.json", "model.safetensors", "adapter_config.json", "kmer_logistic.json")
-RESULTS_SHOWN = ("loss", "mcc", "f1", "accuracy", "auroc", "auprc", "calibration_error", "mae", "r2", "spearman")
-
-
-@dataclass
-class Data:
-    """The splits (train, validation, perhaps test), the labels, the task if it is one, and what the results report."""
-
-    splits: dict[str, Examples]
-    labels: Labels
-    task: Task | None
-    report: dict
 
 
 def main(argv: list[str] | None = None):
@@ -374,17 +355,18 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
         trainer.model = classifier.model = classifier.model.merge_and_unload()
     with trainer.writing():
         save_model(trainer)
+    folder = Path(args.output_dir)
     if args.should_save:
         with trainer.writing():
-            results = write_results(logits, data, args, results, collapse=trainer.collapse)
+            results = write_results(logits, data, folder, args.learning_rate, results, trainer.collapse)
             history, baseline = trainer.state.log_history, trainer.collapse.constant_loss
-            draw_training(history, baseline, results["best_step"], args.output_dir)
-            write_json(Path(args.output_dir) / "training_log.json", history)
+            draw_training(history, baseline, results["best_step"], folder)
+            write_json(folder / "training_log.json", history)
             for path in checkpoints_in(args.output_dir):
                 shutil.rmtree(path)
-        show_results(results, args)
+        show_results(results, folder)
     trainer.accelerator.wait_for_everyone()
-    return json.loads((Path(args.output_dir) / RESULTS_FILE).read_text())
+    return json.loads((folder / RESULTS_FILE).read_text())
 
 
 def find_checkpoint(args: FineTuningArguments) -> str | None:
@@ -492,10 +474,11 @@ def train_kmer_logistic(data: Data, args: FineTuningArguments):
         "parameters": int(model.weights.size + model.bias.size),
     }
     with writing_into(args.output_dir, lambda: "make room and run the same command again"):
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        model.save(args.output_dir)
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(folder)
         logits = {split: model.logits(data.splits[split]) for split in data.splits if split != "train"}
-        show_results(write_results(logits, data, args, {"model": KMER_LOGISTIC} | results), args)
+        show_results(write_results(logits, data, folder, None, {"model": KMER_LOGISTIC} | results), folder)
 
 
 # -- saving --------------------------------------------------------------------------------------------------------
@@ -511,76 +494,6 @@ def save_model(trainer: ClassificationTrainer):
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         move_files(aside, Path(trainer.args.output_dir))
-
-
-def write_results(
-    logits: dict[str, np.ndarray],
-    data: Data,
-    args: FineTuningArguments,
-    results: dict,
-    collapse: CollapseDetector | None = None,
-) -> dict:
-    """Write all_results.json, test_predictions.csv and the pictures; returns the results."""
-    folder = Path(args.output_dir)
-    results = {"task": data.task.name if data.task else None} | results
-    for split, outputs in logits.items():
-        prefix = {"validation": "eval"}.get(split, split)
-        metrics = compute_metrics(outputs, data.splits[split].labels, data.labels.problem_type)
-        results |= {f"{prefix}_{name}": value for name, value in metrics.items()}
-    if collapse is not None:
-        final = {"eval_loss": results["eval_loss"]}
-        final["eval_distinct_predictions"] = distinct_predictions(logits["validation"], data.labels)
-        if collapse.reason is None and collapse.is_constant(final):
-            collapse.reason = collapse.explain(final, args.learning_rate, "even at the best step")
-        results["collapsed"] = collapse.reason
-    results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results["data"] = data.report
-    shown = "test" if "test" in logits else "validation"
-    write_predictions(folder / f"{shown}_predictions.csv", logits[shown], data.splits[shown], data.labels)
-    draw_predictions(logits[shown], data.splits[shown].labels, data.labels, folder)
-    write_json(folder / RESULTS_FILE, results)
-    return results
-
-
-def write_predictions(path: Path, logits: np.ndarray, examples: Examples, labels: Labels):
-    """Write one row per example: where it stands, the true and the predicted label, and every probability."""
-    scores = probabilities(logits, labels.problem_type)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    if labels.problem_type == SINGLE_LABEL:
-        writer.writerow(["row", "label", "predicted", *(f"probability_{name}" for name in labels.names)])
-    else:
-        writer.writerow(
-            ["row", *(f"label_{name}" for name in labels.names), *(f"predicted_{name}" for name in labels.names)]
-        )
-    for where, truth, row in zip(examples.where, examples.labels, scores, strict=True):
-        numbers = [f"{value:.6g}" for value in row]
-        if labels.problem_type == SINGLE_LABEL:
-            writer.writerow([where, labels.names[truth], labels.names[row.argmax()], *numbers])
-        else:
-            writer.writerow([where, *(f"{value:g}" for value in truth), *numbers])
-    write_text_atomically(path, table.getvalue())
-
-
-def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """All parameters, and those that are trained."""
-    parameters = list(model.parameters())
-    return {
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-    }
-
-
-def show_results(results: dict, args: FineTuningArguments):
-    """Log the main numbers, and loudly a collapse."""
-    for prefix in ("eval", "test"):
-        for name in RESULTS_SHOWN:
-            value = results.get(f"{prefix}_{name}")
-            if value is not None:
-                logger.info("%-24s %.4f", f"{prefix}_{name}", value)
-    if results.get("collapsed"):
-        logger.error("%s", results["collapsed"])
-    logger.info("everything is in %s", args.output_dir)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from transformers import TrainerState, set_seed
-from transformers.utils import logging as transformers_logging
 
 from corpus.fasta import FastaError
 from training.arguments import LAST_CHECKPOINT, PretrainingArguments
@@ -50,6 +49,7 @@ from training.checkpoints import (
     move_files,
     what_is_wrong,
 )
+from training.command_line import set_up_logging
 from training.data import MlmDataset
 from training.loading import load_config, load_datasets, load_model, load_tokenizer, log_data_report, make_plan
 from training.markov import baselines
@@ -230,19 +230,6 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     if trainer.is_world_process_zero():
         with trainer.writing():
             write_results(trainer, train_metrics, eval_metrics, report)
-
-
-def set_up_logging(args: PretrainingArguments):
-    """Messages of the main process on stderr; of the others only what goes wrong."""
-    logging.basicConfig(
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.INFO if args.process_index == 0 else logging.ERROR,
-        handlers=[logging.StreamHandler(sys.stderr)],
-    )
-    for name in ("httpx", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()  # one bar per saved file
 
 
 if __name__ == "__main__":

@@ -3,18 +3,26 @@
 import argparse
 import logging
 import sys
+from pathlib import Path
 
+import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging as transformers_logging
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = Path(__file__).parent / "recipes"
+RECIPE_PATHS = ("config_name", "tokenizer_name")  # settings of a recipe that may name a folder of this checkout
 
 
 class SettingsError(ValueError):
     """Settings that contradict each other or name something that is not there; the message says what to change."""
 
 
-def parse_settings(argv: list[str], dataclass_types: tuple, script: str, description: str) -> tuple:
+def parse_settings(
+    argv: list[str], dataclass_types: tuple, script: str, description: str, recipes: Path = RECIPES
+) -> tuple:
     """
-    Read flags, or one .json or .yaml file that holds all of them, into instances of the dataclasses.
+    Read flags, or one .json or .yaml file that holds all of them; a recipe comes first where one is named.
 
     Raises:
         SettingsError: naming the file and the wrong key or value.
@@ -26,13 +34,49 @@ def parse_settings(argv: list[str], dataclass_types: tuple, script: str, descrip
         formatter_class=_HelpFormatter,
     )
     try:
-        if len(argv) == 1 and argv[0].endswith(".json"):
-            return parser.parse_json_file(argv[0])
-        if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-            return parser.parse_yaml_file(argv[0])
-        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+            content = _read_settings(Path(argv[0]))
+            return parser.parse_dict(_read_recipe(content.get("recipe"), recipes) | content)
+        name_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        name_parser.add_argument("--recipe")
+        flags = _as_flags(_read_recipe(name_parser.parse_known_args(argv)[0].recipe, recipes))
+        return parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
     except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, SettingsError):
+            raise
         raise SettingsError(f"{argv[0]}: {error}" if len(argv) == 1 else str(error)) from None
+
+
+def _read_settings(path: Path) -> dict:
+    content = yaml.safe_load(path.read_text())  # JSON is YAML
+    if not isinstance(content, dict):
+        raise ValueError("a file of settings holds lines of the form name: value")
+    return content
+
+
+def recipe_names(recipes: Path = RECIPES) -> str:
+    """The recipes of a folder, with commas between them."""
+    return ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
+
+
+def _read_recipe(name: str | None, recipes: Path) -> dict:
+    if name is None:
+        return {}
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingsError(f"no recipe {name!r}; there are {recipe_names(recipes)}, or name a .yaml file")
+    content = _read_settings(path)
+    for key in RECIPE_PATHS:
+        if key in content and not Path(content[key]).exists() and (ROOT / content[key]).exists():
+            content[key] = str(ROOT / content[key])
+    return content
+
+
+def _as_flags(settings: dict) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

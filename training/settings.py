@@ -1,26 +1,21 @@
 """The settings of run_mlm.py: flags, a file, or a recipe with flags over it; and whether they make sense together."""
 
-import argparse
 import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import yaml
-from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling.alibi_attention import check_backend
 from training.arguments import PretrainingArguments
 from training.batches import SEQUENCE_ORDERS, LengthSchedule
 from training.checkpoints import SETTINGS_FILE
+from training.command_line import SettingsError, parse_settings, recipe_names
 from training.storage import check_writable
 
 logger = logging.getLogger("run_mlm")
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPES = Path(__file__).parent / "recipes"
-RECIPE_PATHS = ("config_name", "tokenizer_name")  # settings of a recipe that may name a folder of this checkout
 DATA_FOLDER = "data"
 GPU_BACKENDS = ("flash_attention_2", "alibi_triton")
 # Settings on which the trained weights depend.
@@ -33,20 +28,13 @@ RESULT_SETTINGS = set(
 )
 
 
-class SettingsError(ValueError):
-    """Settings that contradict each other or name something that is not there; the message says what to change."""
-
-
 @dataclass
 class ModelArguments:
     """Which model and tokenizer."""
 
     recipe: str | None = field(
         default=None,
-        metadata={
-            "help": f"settings to start from: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}, or a "
-            ".yaml file; flags override them"
-        },
+        metadata={"help": f"settings to start from: {recipe_names()}, or a .yaml file; flags override them"},
     )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "StrandBERT model (folder or Hub name) to go on from; default: from scratch"}
@@ -150,59 +138,8 @@ def parse_arguments(argv: list[str], description: str) -> tuple[ModelArguments, 
     Raises:
         SettingsError: naming the file and the wrong key or value.
     """
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, PretrainingArguments),
-        usage="run_mlm.py [--flag value ...] | settings.json | settings.yaml    (--help lists the flags)",
-        description=description,
-        formatter_class=_HelpFormatter,
-    )
-    try:
-        if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-            content = _read_settings(Path(argv[0]))
-            return parser.parse_dict(_read_recipe(content.get("recipe")) | content)
-        name_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        name_parser.add_argument("--recipe")
-        flags = _as_flags(_read_recipe(name_parser.parse_known_args(argv)[0].recipe))
-        return parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
-    except (ValueError, TypeError, OSError) as error:
-        if isinstance(error, SettingsError):
-            raise
-        raise SettingsError(f"{argv[0]}: {error}" if len(argv) == 1 else str(error)) from None
-
-
-def _read_settings(path: Path) -> dict:
-    content = yaml.safe_load(path.read_text())  # JSON is YAML
-    if not isinstance(content, dict):
-        raise ValueError("a file of settings holds lines of the form name: value")
-    return content
-
-
-def _read_recipe(name: str | None) -> dict:
-    if name is None:
-        return {}
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-        raise SettingsError(f"no recipe {name!r}; there are {known}, or name a .yaml file")
-    content = _read_settings(path)
-    for key in RECIPE_PATHS:
-        if key in content and not Path(content[key]).exists() and (ROOT / content[key]).exists():
-            content[key] = str(ROOT / content[key])
-    return content
-
-
-def _as_flags(settings: dict) -> list[str]:
-    flags = []
-    for name, value in settings.items():
-        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description and shows defaults; of flags without one the text says what happens."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
+    types = (ModelArguments, DataArguments, PretrainingArguments)
+    return parse_settings(argv, types, "run_mlm.py", description)
 
 
 def check_settings(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):

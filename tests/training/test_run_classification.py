@@ -16,6 +16,7 @@ from transformers import pipeline
 
 import run_classification
 from tests.training.conftest import random_dna
+from training import classification_results
 from training.classification_batches import SequenceDataset
 from training.classification_data import Columns, read_labelled
 from training.classification_model import load_finetuned
@@ -56,7 +57,7 @@ def tables(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
     """Drawing takes longer than training here."""
-    monkeypatch.setattr(run_classification, "draw_predictions", lambda *_: None)
+    monkeypatch.setattr(classification_results, "draw_predictions", lambda *_: None)
     monkeypatch.setattr(run_classification, "draw_training", lambda *_: None)
 
 

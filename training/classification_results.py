@@ -1,0 +1,104 @@
+"""What a fine-tuning leaves behind: results, predictions, pictures."""
+
+import csv
+import io
+import logging
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gue.tasks import Task
+from tokenization.tokenizer_files import write_text_atomically
+from training.checkpoints import write_json
+from training.classification_data import SINGLE_LABEL, Examples, Labels
+from training.classification_trainer import CollapseDetector, distinct_predictions
+from training.metric_plots import draw_predictions
+from training.metrics import compute_metrics, probabilities
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "all_results.json"
+RESULTS_SHOWN = ("loss", "mcc", "f1", "accuracy", "auroc", "auprc", "calibration_error", "mae", "r2", "spearman")
+
+
+@dataclass
+class Data:
+    """The splits (train, validation, perhaps test), the labels, the task if it is one, and what the results report."""
+
+    splits: dict[str, Examples]
+    labels: Labels
+    task: Task | None
+    report: dict
+
+
+def write_results(
+    logits: dict[str, np.ndarray],
+    data: Data,
+    folder: Path,
+    learning_rate: float | None,
+    results: dict,
+    collapse: CollapseDetector | None = None,
+) -> dict:
+    """Write all_results.json, test_predictions.csv and the pictures; returns the results."""
+    results = {"task": data.task.name if data.task else None} | results
+    for split, outputs in logits.items():
+        prefix = {"validation": "eval"}.get(split, split)
+        metrics = compute_metrics(outputs, data.splits[split].labels, data.labels.problem_type)
+        results |= {f"{prefix}_{name}": value for name, value in metrics.items()}
+    if collapse is not None:
+        final = {"eval_loss": results["eval_loss"]}
+        final["eval_distinct_predictions"] = distinct_predictions(logits["validation"], data.labels)
+        if collapse.reason is None and collapse.is_constant(final):
+            collapse.reason = collapse.explain(final, learning_rate, "even at the best step")
+        results["collapsed"] = collapse.reason
+    results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results["data"] = data.report
+    shown = "test" if "test" in logits else "validation"
+    write_predictions(folder / f"{shown}_predictions.csv", logits[shown], data.splits[shown], data.labels)
+    draw_predictions(logits[shown], data.splits[shown].labels, data.labels, folder)
+    write_json(folder / RESULTS_FILE, results)
+    return results
+
+
+def write_predictions(path: Path, logits: np.ndarray, examples: Examples, labels: Labels):
+    """Write one row per example: where it stands, the true and the predicted label, and every probability."""
+    scores = probabilities(logits, labels.problem_type)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    if labels.problem_type == SINGLE_LABEL:
+        writer.writerow(["row", "label", "predicted", *(f"probability_{name}" for name in labels.names)])
+    else:
+        writer.writerow(
+            ["row", *(f"label_{name}" for name in labels.names), *(f"predicted_{name}" for name in labels.names)]
+        )
+    for where, truth, row in zip(examples.where, examples.labels, scores, strict=True):
+        numbers = [f"{value:.6g}" for value in row]
+        if labels.problem_type == SINGLE_LABEL:
+            writer.writerow([where, labels.names[truth], labels.names[row.argmax()], *numbers])
+        else:
+            writer.writerow([where, *(f"{value:g}" for value in truth), *numbers])
+    write_text_atomically(path, table.getvalue())
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """All parameters, and those that are trained."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    }
+
+
+def show_results(results: dict, folder: Path):
+    """Log the main numbers, and loudly a collapse."""
+    for prefix in ("eval", "test"):
+        for name in RESULTS_SHOWN:
+            value = results.get(f"{prefix}_{name}")
+            if value is not None:
+                logger.info("%-24s %.4f", f"{prefix}_{name}", value)
+    if results.get("collapsed"):
+        logger.error("%s", results["collapsed"])
+    logger.info("everything is in %s", folder)
