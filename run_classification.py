@@ -47,6 +47,7 @@ from training.checkpoints import (
 from training.classification_arguments import (
     LEARNING_RATE,
     LORA_LEARNING_RATE,
+    RECIPES,
     DataArguments,
     FineTuningArguments,
     ModelArguments,
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None):
             (ModelArguments, DataArguments, FineTuningArguments),
             "run_classification.py",
             __doc__,
+            RECIPES,
         )
         run(*settings)
     except (
@@ -250,10 +252,14 @@ def settle_settings(model_args: ModelArguments, data: Data, args: FineTuningArgu
     """Fill in what depends on task, model and data: learning rate, length of the run."""
     if args.learning_rate is None:
         args.learning_rate = LORA_LEARNING_RATE if model_args.use_lora else LEARNING_RATE
-    if not args.epochs_given and data.task:
+    if data.task is None or args.epochs_given or args.max_steps > 0:
+        return
+    if args.duration == "dnagrinder":
+        args.num_train_epochs = data.task.dnagrinder_epochs or args.num_train_epochs
+    elif data.task.dnabert2_steps:
+        args.max_steps = data.task.dnabert2_steps
+    else:
         args.num_train_epochs = data.task.dnabert2_epochs or args.num_train_epochs
-        if args.max_steps <= 0 and data.task.dnabert2_steps:
-            args.max_steps = data.task.dnabert2_steps
 
 
 # -- training ------------------------------------------------------------------------------------------------------

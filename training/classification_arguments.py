@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from modeling.configuration_strandbert import CLASSIFIER_HEADS, CLASSIFIER_POOLINGS
 from training.arguments import RunArguments
 from training.classification_data import PROBLEM_TYPES
+from training.command_line import RECIPES as PRETRAINING_RECIPES
+from training.command_line import recipe_names
 
+RECIPES = PRETRAINING_RECIPES / "classification"
 LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
 
 
@@ -14,6 +17,10 @@ LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
 class ModelArguments:
     """Which model, which head, which weights are trained."""
 
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"settings to start from: {recipe_names(RECIPES)}, or a .yaml file; flags override them"},
+    )
     model_name_or_path: str | None = field(
         default=None,
         metadata={
@@ -128,7 +135,12 @@ class FineTuningArguments(RunArguments):
         },
     )
     num_train_epochs: float | None = field(
-        default=None, metadata={"help": "default: as long as the DNABERT-2 paper trained on the task; 5 for other data"}
+        default=None,
+        metadata={"help": "default: as long as a paper trained on the task (--duration); 5 for other data"},
+    )
+    duration: str = field(
+        default="dnabert2",
+        metadata={"help": "the paper whose length of training a task gets", "choices": ["dnabert2", "dnagrinder"]},
     )
     warmup_steps: float | None = field(
         default=50, metadata={"help": "steps of linear warm-up, at most a tenth of the run (below 1: share of the run)"}

@@ -454,20 +454,45 @@ def test_kmer_logistic_on_the_benchmark(settings, shared_data, tmp_path, task, m
     assert 100 * results(tmp_path)["test_mcc"] == pytest.approx(mcc, abs=0.3)
 
 
-def test_a_task_brings_its_files_labels_and_length_of_training(settings, tmp_path, tables, monkeypatch):
+@pytest.fixture
+def seen(monkeypatch) -> dict:
+    """What a run would have trained with."""
+    found = {}
+    monkeypatch.setattr(
+        run_classification, "fine_tune", lambda model, _, args, data: found.update(model=model, args=args, data=data)
+    )
+    return found
+
+
+@pytest.fixture
+def mouse_task(settings, tmp_path, tables) -> dict:
+    """Settings for a task of the benchmark that says itself how long to train."""
     folder = tmp_path / "GUE" / "mouse" / "2"
     folder.mkdir(parents=True)
     for split, name in (("train", "train_file"), ("dev", "validation_file"), ("test", "test_file")):
         shutil.copy(tables[name], folder / f"{split}.csv")
-    seen = {}
-    monkeypatch.setattr(
-        run_classification,
-        "fine_tune",
-        lambda m, d, args, data: seen.update(steps=args.max_steps, names=data.labels.names),
-    )
-    none = dict.fromkeys(("train_file", "validation_file", "test_file", "max_steps"))
-    run(settings, task_name="mouse/2", data_dir=str(tmp_path), **none)
-    assert seen["steps"] == 1000 and len(seen["names"]) == 2
+    none = dict.fromkeys(("train_file", "validation_file", "test_file", "max_steps", "learning_rate"))
+    return settings | none | {"task_name": "mouse/2", "data_dir": str(tmp_path)}
+
+
+def test_a_task_brings_its_files_labels_and_length_of_training(mouse_task, seen):
+    run(mouse_task)
+    assert seen["args"].max_steps == 1000 and len(seen["data"].labels.names) == 2
+    assert seen["args"].learning_rate == 3e-5 and seen["args"].weight_decay == 0.01
+    assert seen["args"].get_warmup_steps(1000) == 50 and seen["args"].metric_for_best_model == "eval_loss"
+
+
+def test_a_recipe_gives_settings_that_flags_override(mouse_task, seen):
+    run(mouse_task, recipe="dnagrinder", classifier_dropout=0.3)
+    assert seen["args"].num_train_epochs == 10 and seen["args"].max_steps <= 0
+    assert seen["model"].classifier_head == "mlp" and seen["model"].classifier_dropout == 0.3
+    run(mouse_task, recipe="dnabert2", num_train_epochs=2)
+    assert seen["args"].num_train_epochs == 2 and seen["model"].classifier_head == "pooler"
+
+
+def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
+    run(mouse_task, use_lora=True, model="anything", config_name=None)
+    assert seen["args"].learning_rate == 1e-4
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
