@@ -25,6 +25,7 @@ def build(models: Models, examples: list[dict]):
     box = sequence_box(
         "DNA sequences",
         f"FASTA, CSV with a column sequence, or one per line. Up to {MOST_SEQUENCES} sequences and {MOST_BASES:,} bp.",
+        lambda text: read_sequences(text, MOST_SEQUENCES, MOST_BASES),
         [[e["title"], e["fasta"]] for e in examples],
     )
     classify = gr.Button("Classify", variant="primary")

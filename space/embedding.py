@@ -24,6 +24,7 @@ def build(models: Models, model: gr.Dropdown, table_text: str, pair_text: str, s
         "DNA sequences",
         f"FASTA, one sequence per line, or a CSV with the columns sequence, label and name. Up to {MOST_SEQUENCES} "
         f"sequences and {MOST_BASES:,} bp together. Labels colour the map.",
+        lambda text: read_sequences(text, MOST_SEQUENCES, MOST_BASES),
         [[source, table_text], ["Two sequences: lac and GAL promoters", pair_text]],
     )
     with gr.Row():

@@ -29,6 +29,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
     box = sequence_box(
         "DNA sequence",
         f"Plain letters, FASTA, or GenBank lines; one sequence of up to {MOST_BASES:,} bp.",
+        lambda text: read_sequence(text, MOST_BASES),
         [[e["title"], e["fasta"]] for e in examples],
     )
     show = gr.Button("Show tokens", variant="primary")

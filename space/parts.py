@@ -58,7 +58,7 @@ def guarded(function: Callable) -> Callable:
     """The handler, whose errors about the input are shown as text; user text in them is escaped."""
 
     def shown(error: Exception) -> gr.Error:
-        return gr.Error(escape(str(error)), title="This cannot be done", print_exception=False)
+        return gr.Error(escape(str(error)), print_exception=False)
 
     known = (InputError, VariantError, *USER_ERRORS)
     if inspect.isgeneratorfunction(function):
@@ -88,12 +88,25 @@ def about_line(about: dict, name: str = "") -> str:
     return f'<p class="sb-about">{escape(" · ".join([name[:80], *parts] if name else parts))}</p>'
 
 
-def sequence_box(label: str, limits: str, examples: list[list], extra: list = (), lines: int = 5) -> gr.Textbox:
-    """A text box with upload, stated limits and examples. extra: components that an example fills, too."""
-    box = gr.Textbox(label=label, info=limits, lines=lines, max_lines=12, elem_classes="sb-mono",
+def sequence_box(
+    label: str, limits: str, check: Callable[[str], object], examples: list[list], extra: list = ()
+) -> gr.Textbox:
+    """
+    A text box with upload, stated limits and examples.
+
+    check: raises InputError for an uploaded text that the tab cannot use. extra: components that an example fills, too.
+    """
+    box = gr.Textbox(label=label, info=limits, lines=5, max_lines=12, elem_classes="sb-mono",
                      placeholder=">name\nACGT...")  # fmt: skip
     upload = gr.UploadButton("Upload a file", size="sm", file_types=UPLOAD_SUFFIXES, type="filepath")
-    upload.upload(guarded(read_upload), upload, box, api_visibility="private", **QUICK)
+
+    @guarded
+    def on_upload(path):
+        text = read_upload(path)
+        check(text)
+        return text
+
+    upload.upload(on_upload, upload, box, api_visibility="private", **QUICK)
     gr.Examples([values for _, *values in examples], [box, *extra], example_labels=[title for title, *_ in examples],
                 label="Examples", api_visibility="private")  # fmt: skip
     return box

@@ -26,6 +26,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
         "Reference sequence",
         f"One sequence of up to {MOST_BASES:,} bp. A FASTA name such as chr1:1001-2000 says where it lies; without "
         "one, positions count from 1.",
+        lambda text: read_sequence(text, MOST_BASES),
         [[e["title"], e["fasta"], e["variant"]] for e in examples],
         [variant],
     )
@@ -35,7 +36,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
     table = gr.Dataframe(visible=False, interactive=False, datatype="str", wrap=True, label="Scores")
     gr.Markdown(f"Every change at every position of a stretch of up to {MOST_MUTATED} bp: in-silico mutagenesis.")
     with gr.Row():
-        centre = gr.Textbox(label="Centre", info="Position; empty: that of the variant above", max_length=20)
+        centre = gr.Textbox(label="Centre", info="Position; if empty, where the change above is", max_length=20)
         width = gr.Slider(10, MOST_MUTATED, 40, step=10, label="Width (bp)")
     with gr.Row():
         run = gr.Button("Mutate every base")

@@ -73,7 +73,7 @@ def page(browser, server):
     page = context.new_page()
     page.set_default_timeout(60_000)
     errors = []
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))
     page.goto(server)
     page.get_by_role("button", name="Show tokens").wait_for()
