@@ -126,6 +126,22 @@ def test_killed_before_a_shard_is_renamed_and_resumed_equals_uninterrupted(tmp_p
     assert not (tmp_path / "out" / ".build" / "partial").exists()
 
 
+def test_a_command_that_is_told_to_end_leaves_no_process_behind(tmp_path, genomes):
+    prepare(tmp_path, genomes, "recipe: dnagrinder\nsegment: 1220\ncut: 1200\nrounds: 20000")
+    command = [sys.executable, "-m", "corpus.build", str(tmp_path / "recipe.yaml"), "--genomes", str(genomes)]
+    command += ["--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "0/3" in line:
+            break
+    while not list((tmp_path / "out").rglob("*/partial/*/*")):
+        assert process.poll() is None
+    process.terminate()
+    rest = process.communicate(timeout=60)[1]  # ends with the last process that holds the pipe
+    assert "interrupted; give the same command again" in rest and process.returncode == 1
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
 def test_a_finished_corpus_is_left_as_it_is(tmp_path, genomes):
     plan = prepare(tmp_path, genomes)
     first = build(*plan, tmp_path / "out")
