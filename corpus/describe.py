@@ -155,6 +155,7 @@ def _draw_lengths(axes, splits: dict[str, Description]):
     for split, counts in splits.items():
         axes.hist(np.concatenate(counts.lengths), bins=np.linspace(0, longest * 1.02, 60), label=split, alpha=0.6)
     axes.set(title="Length of sequences", xlabel="bp", ylabel="sequences", yscale="log")
+    axes.set_ylim(bottom=0.8)
     axes.legend()
 
 
@@ -183,8 +184,10 @@ def _draw_shares(axes, splits: dict[str, Description]):
         rows.append((f"{len(rest)} others", [sum(v[i] for _, v in rest) for i in (0, 1)]))
     names, values = [name[:34] for name, _ in rows], np.array([value for _, value in rows])
     axes.barh(names, values[:, 0], label="train")
-    axes.barh(names, values[:, 1], left=values[:, 0], label="validation")
+    if "validation" in splits:
+        axes.barh(names, values[:, 1], left=values[:, 0], label="validation")
     axes.invert_yaxis()
+    axes.set_xlim(0, 1.05 * values.sum(axis=1).max())
     axes.set(title="Species", xlabel="share of all bases, %")
     axes.legend()
 
