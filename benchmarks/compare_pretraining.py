@@ -3,7 +3,7 @@ Short comparable pre-training runs: sequence-length warm-up, packing, activation
 
     python -m benchmarks.compare_pretraining GENOME.fa.gz ... --heldout OTHER.fa.gz --output runs/comparison
 
-Every genome gives the same number of segments of 1,200 bp without ambiguous bases, evenly spaced; the held-out genomes
+Every genome gives the same number of segments of 600 bp without ambiguous bases, evenly spaced; the held-out genomes
 give 200 each. A small model (4 layers, hidden 128) sees the same number of tokens in every run. Results are compared in
 bits per base at masked tokens of the held-out genomes. Run the same command again to go on after an interruption. Rows
 go to benchmarks/results/pretraining.csv, curves to OUTPUT/curves.png, a table is printed.
@@ -25,15 +25,15 @@ from corpus.fasta import read_fasta
 from tokenization.alphabet import acgt_runs, normalize
 
 ROOT = Path(__file__).parents[1]
-SEGMENT = 1200  # bp
+SEGMENT = 600  # bp
 HELDOUT_SEGMENTS = 200
 MODEL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
-TOKENS_PER_STEP = 8192
+TOKENS_PER_STEP = 4096
 VOCABULARY = 4096
 RUNS = {  # name: (vocabulary, changes of the model, changes of the flags)
     "baseline": (VOCABULARY, {}, {}),
     "sequence-length warm-up": (VOCABULARY, {}, {"sequence_order": "length"}),
-    "length schedule 32, 96, all": (VOCABULARY, {}, {"sequence_length_schedule": "0:32 {third}:96 {two_thirds}:4096"}),
+    "length schedule 32, 64, all": (VOCABULARY, {}, {"sequence_length_schedule": "0:32 {third}:64 {two_thirds}:602"}),
     "padded": (VOCABULARY, {}, {"packing": False}),
     "swiglu": (VOCABULARY, {"glu_activation": "silu"}, {}),
     "vocabulary 256": (256, {}, {}),
@@ -86,19 +86,19 @@ def pretrain(name: str, output: Path, steps: int, segments_per_step: int, bf16: 
         "train_file": data / "train.parquet",
         "validation_file": data / "heldout.parquet",
         "output_dir": folder,
-        "max_seq_length": 1202,
+        "max_seq_length": 602,
         "packing": True,
         "global_batch_tokens": TOKENS_PER_STEP,
-        "per_device_train_batch_tokens": TOKENS_PER_STEP + 3 * 1202,
+        "per_device_train_batch_tokens": TOKENS_PER_STEP + 3 * 602,
         "max_steps": steps,
         "learning_rate": 1e-3,
         "warmup_ratio": 0.1,
         "logging_steps": 5,
-        "eval_steps": max(1, steps // 6),
+        "eval_steps": max(1, steps // 4),
         "save_steps": max(1, steps // 3),
         "save_total_limit": 1,
-        "max_eval_samples": 400,
-        "per_device_eval_batch_size": 8,
+        "max_eval_samples": 200,
+        "per_device_eval_batch_size": 16,
         "use_cpu": True,
         "disable_tqdm": True,
         "bf16": bf16,
@@ -146,7 +146,7 @@ def main():
         write_data(options.genomes, options.heldout, per_genome, output / "data")
     folders, rows = {}, []
     for name in options.runs:
-        segments_per_step = 32
+        segments_per_step = 0
         if not RUNS[name][2].get("packing", True):
             splits = json.loads((folders["baseline"] / "all_results.json").read_text())["data"]["splits"]["train"]
             segments_per_step = round(TOKENS_PER_STEP * splits["windows"] / (splits["tokens"] + 2 * splits["windows"]))

@@ -23,9 +23,9 @@ from tests.training.runs import (
     weights,
     without_batch_size,
 )
+from training.command_line import RECIPES, SettingsError
 from training.layers import LowPrecisionLayerNorm, compile_feed_forward, use_low_precision_layernorm
 from training.loading import load_config, load_model
-from training.command_line import RECIPES, SettingsError
 from training.trainer import MlmTrainer
 
 CONFIGS = RECIPES.parent / "accelerate_configs"
