@@ -6,6 +6,7 @@ Embedding a file of ragged sequences, and one long sequence, beside what people 
 
 The first command takes --number sequences of the file as they come and compares CPU seconds of
   embed            tokens from the fast encoder, batches in order of length, no padding
+  embed_bf16       the same with a model in bfloat16, as --dtype bfloat16 does
   one_by_one       a loop over AutoModel, a sequence at a time
   padded_loop      a loop over AutoModel in batches of 32 with padding, as they come
   released_loop    the same with the released DNABERT-2 architecture, which AutoModel gave until now (naive twin)
@@ -15,6 +16,7 @@ and in windows, each in a process of its own: seconds and peak memory. Rows go t
 """
 
 import argparse
+import copy
 import statistics
 import time
 
@@ -67,6 +69,7 @@ def compare(options) -> list[dict]:
     config = StrandBertConfig.from_pretrained(options.model)
     torch.manual_seed(0)
     model = StrandBertModel(config).eval()
+    half = copy.deepcopy(model).bfloat16()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.tokenizer)
     encoder = SequenceEncoder(options.tokenizer, config)
     records = [record for _, record in zip(range(options.number), read_records(options.sequences), strict=False)]
@@ -76,6 +79,7 @@ def compare(options) -> list[dict]:
     bert, released = bert_like(config, max(lengths)), ReleasedEncoder(model)
     functions = {
         "embed": lambda: torch.stack(embed_token_ids(model, encoder(data))),
+        "embed_bf16": lambda: torch.stack(embed_token_ids(half, encoder(data))),
         "one_by_one": lambda: loop(tokenizer, texts, lambda i, m: model(i, m).last_hidden_state, 1),
         "padded_loop": lambda: loop(tokenizer, texts, lambda i, m: model(i, m).last_hidden_state, BATCH),
         "released_loop": lambda: loop(tokenizer, texts, released, BATCH),
@@ -93,7 +97,8 @@ def compare(options) -> list[dict]:
         cpu = sorted(cpu for _, cpu in times)[len(times) // 2]
         rows.append({
             **machine(), "case": "ragged file", "model": options.model, "way": name, "sequences": len(lengths),
-            "bp": sum(map(len, data)), "tokens": sum(lengths), "padded_tokens": padded, "dtype": "float32",
+            "bp": sum(map(len, data)), "tokens": sum(lengths), "padded_tokens": padded,
+            "dtype": "bfloat16" if name == "embed_bf16" else "float32",
             "rounds": options.rounds, "wall_s": round(wall, 3), "cpu_s": round(cpu, 3),
             "bp_per_s": round(sum(map(len, data)) / cpu), "embed_is_faster_by": round(
                 cpu_ratio(times, seconds["embed"]), 2), "peak_memory_gb": "",
