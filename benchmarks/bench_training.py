@@ -66,8 +66,10 @@ def make_batch(lengths, device):
     chosen = (torch.rand(mask.shape, generator=generator) < MASKED) & mask
     labels = ids.masked_fill(~chosen, -100)
     ids = ids.masked_fill(chosen, MASK)
-    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    tensors = ids, mask.long(), labels, ids[mask][None], labels[mask][None], cu_seqlens
+    cu_seqlens = torch.tensor([0, *itertools.accumulate(sorted(lengths))], dtype=torch.int32)
+    order = torch.tensor(lengths).argsort()  # as training.collator packs
+    packed = (tensor[order][mask[order]][None] for tensor in (ids, labels))
+    tensors = ids, mask.long(), labels, *packed, cu_seqlens
     return [tensor.to(device) for tensor in tensors]
 
 

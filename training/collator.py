@@ -16,7 +16,7 @@ class MlmCollator:
 
     Returns (from a call):
         padded: input_ids, attention_mask, labels, all (batch, longest);
-        packed: input_ids, labels (1, total_tokens), cu_seqlens int32 (batch + 1,), max_seqlen int.
+        packed, the shortest first: input_ids, labels (1, total_tokens), cu_seqlens int32 (batch + 1,), max_seqlen int.
     """
 
     def __init__(self, pad_token_id: int, packing: bool = False):
@@ -43,6 +43,8 @@ class MlmCollator:
         }
 
     def _packed(self, samples):
+        # Attention works on all sequences of one length at once; as neighbours they need no copy.
+        samples = sorted(samples, key=lambda sample: len(sample["input_ids"]))
         lengths = [len(sample["input_ids"]) for sample in samples]
         return {
             "input_ids": torch.from_numpy(np.concatenate([sample["input_ids"] for sample in samples]))[None],
