@@ -287,7 +287,7 @@ def test_models_that_do_not_fit_are_named(strandbert, dnabert, tmp_path, tokeniz
         load_tokenizer(str(tmp_path), config)
     with pytest.raises(ModelError, match="69 tokens, more than vocab_size 17"):
         load_classifier(config, load_tokenizer(str(dnabert), load_config(str(dnabert), LABELS)), None)
-    with pytest.raises(ModelError, match="holds no fine-tuned model"):
+    with pytest.raises(ModelError, match="no model configuration at"):
         load_finetuned(tmp_path)
 
 
