@@ -47,7 +47,7 @@ from modeling.nucleotides import token_lengths
 
 BLOCK_BASES = 1 << 16  # bp of windows in a block: about 80 variants, some seconds of a small model on a CPU
 FLANK = 200  # bp
-PLL_TOKENS = 4
+PLL_TOKENS = 2
 SCORES = ("llr", "pll", "distance")
 SCHEMA = pyarrow.schema([
     ("name", pyarrow.string()), ("record", pyarrow.int64()), ("contig", pyarrow.string()),
