@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -135,7 +136,9 @@ def start(folder: Path) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "STRANDBERT_"))}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", CHECK]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as cache:  # numba would write its kernels into the folder
+        environment["NUMBA_CACHE_DIR"] = cache
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise SpaceError(f"the demo does not start:\n{result.stderr.strip()[-2000:]}")
     return result.stdout.strip().splitlines()[-1]

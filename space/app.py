@@ -108,7 +108,9 @@ def main(arguments: list[str] | None = None):
     try:
         for kind in ENVIRONMENT:
             if models.names(kind):
-                models.get(kind)
+                loaded = models.get(kind)
+                if loaded.encoder:
+                    loaded.encoder([b"ACGT"])  # compiles it where that was not done before
     except InputError as error:
         sys.exit(f"error: {error}")
     launch(build(models), server_name=host, server_port=options.port)

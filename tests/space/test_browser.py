@@ -230,6 +230,17 @@ def test_html_in_an_error_stays_text(page):
     assert page.locator("img[src=x]").count() == 0
 
 
+def test_the_page_asks_no_other_server(browser, server):
+    context = browser.new_context()
+    page, asked = context.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server)
+    page.get_by_role("button", name="Show tokens").wait_for()
+    page.wait_for_timeout(500)
+    context.close()
+    assert asked and [url for url in asked if not url.startswith((server, "data:", "blob:"))] == []
+
+
 def test_two_visitors_see_their_own_results(page, browser, server):
     other = browser.new_context().new_page()
     other.goto(server)
