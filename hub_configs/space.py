@@ -14,7 +14,7 @@ from .folder import new_folder
 
 PACKAGES = ("space", "inference", "modeling", "tokenization", "corpus", "training", "gue")  # what space.app imports
 DATA = ("space/examples/*", "gue/data/*", "gue/results/*.csv", "benchmarks/results/*.csv", "LICENSE")
-MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors")
+MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model*.safetensors")
 # Packages of pyproject.toml's extras that the demo imports; a Space installs gradio itself, by sdk_version.
 NEEDED = (
     "accelerate",
@@ -115,7 +115,7 @@ def copy_model(source: Path, place: Path) -> None:
     for pattern in MODEL_FILES:
         found = sorted(source.glob(pattern))
         if not found and pattern != "tokenizer_config.json":
-            raise SpaceError(f"{source} has no {pattern.replace('*', 'model')}; give the folder of a trained model")
+            raise SpaceError(f"{source} has no {pattern.replace('*', '')}; give the folder of a trained model")
         for path in found:
             shutil.copyfile(path, place / path.name)
 

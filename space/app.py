@@ -11,7 +11,9 @@ file runs by itself; `python -m hub_configs.publish --space` makes the repositor
 import argparse
 import csv
 import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +115,10 @@ def main(arguments: list[str] | None = None):
                     loaded.encoder([b"ACGT"])  # compiles it where that was not done before
     except InputError as error:
         sys.exit(f"error: {error}")
-    launch(build(models), server_name=host, server_port=options.port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that what users left is deleted then, too
+    with tempfile.TemporaryDirectory(prefix="strandbert-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        launch(build(models), server_name=host, server_port=options.port)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
     fill = gr.Button("Mask and predict")
     fill_about = gr.HTML()
     with gr.Row():
-        predictions = gr.Label(label="Tokens the model expects", num_top_classes=answers.PREDICTIONS, visible=False)
+        predictions = gr.Dataframe(label="Tokens the model expects", interactive=False, datatype="str", visible=False)
         bases = gr.BarPlot(
             x="base", y="probability", color="letter", color_map=BASE_COLOURS, visible=False, sort=None,
             y_lim=[0, 1], x_title="bases of the masked token", y_title="probability", color_title="expected",
@@ -83,10 +83,10 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
             for letter, value in zip("ACGT", row, strict=True)
         ]
         line = f"{found['token']} at {found['start'] + 1}-{found['end']}, expected with {found['probability']:.1%}"
-        shares = {row["token"]: row["probability"] for row in found["predictions"]}
+        shares = [[row["token"], f"{row['probability']:.2%}"] for row in found["predictions"]]
         return (
             about_line(found["about"], line),
-            gr.Label(shares, visible=True),
+            gr.Dataframe({"headers": ["token", "probability"], "data": shares}, visible=True),
             gr.BarPlot(pandas.DataFrame(rows), visible=True),
         )
 

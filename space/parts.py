@@ -19,7 +19,7 @@ SERIES = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", VERMILLION, "#F0E442", "#99
 # Groups of events that share the processor: short answers do not wait for long work.
 QUICK = {"concurrency_id": "quick", "concurrency_limit": 2}
 LONG = {"concurrency_id": "long", "concurrency_limit": 1}
-STRONGEST = 0.6  # opacity of the strongest tint: text on it stays readable, light and dark
+UNDER_TEXT = 0.6  # opacity of the strongest tint below letters, which stay readable on it, light and dark
 
 THEME = gr.themes.Default(
     primary_hue="blue",
@@ -112,10 +112,10 @@ def sequence_box(
     return box
 
 
-def tint(share: float) -> str:
-    """Background of a value -1 .. 1: vermillion below 0, blue above, stronger farther from 0."""
+def tint(share: float, strongest: float) -> str:
+    """Background of a value -1 .. 1: vermillion below 0, blue above; farther from 0 more opaque, up to `strongest`."""
     red, green, blue = (213, 94, 0) if share < 0 else (0, 114, 178)
-    return f"rgba({red},{green},{blue},{STRONGEST * min(1.0, abs(share)):.3f})"
+    return f"rgba({red},{green},{blue},{strongest * min(1.0, abs(share)):.3f})"
 
 
 def heat_map(sequence: str, first: int, contig: str, rows: list[list[float | None]]) -> str:
@@ -139,7 +139,7 @@ def heat_map(sequence: str, first: int, contig: str, rows: list[list[float | Non
             change = f"{place}:{position} {letter}&gt;{base}"
             lines[base].append(
                 f'<td data-variant="{change}" title="{change}: {value:+.2f} nats" '
-                f'style="background:{tint(value / limit)}"></td>'
+                f'style="background:{tint(value / limit, 1.0)}"></td>'
             )
     body = "".join(f'<tr><th scope="row">{base}</th>{"".join(cells)}</tr>' for base, cells in lines.items())
     return (
@@ -158,7 +158,8 @@ def letters(sequence: str, values: list[float]) -> str:
     for low in range(0, len(sequence), 10):
         part = zip(sequence[low : low + 10], values[low : low + 10], range(low + 1, low + 11), strict=False)
         shown = "".join(
-            f'<b style="background:{tint(value / limit)}" title="{letter} {place}: {value:+.3f}">{letter}</b>'
+            f'<b style="background:{tint(value / limit, UNDER_TEXT)}" '
+            f'title="{letter} {place}: {value:+.3f}">{letter}</b>'
             for letter, value, place in part
         )
         count = f'<span class="sb-count">{low + 1:>{1 + int(math.log10(len(sequence)))}}</span>'

@@ -33,7 +33,8 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
     variant.render()
     score = gr.Button("Score variant", variant="primary")
     about = gr.HTML()
-    table = gr.Dataframe(visible=False, interactive=False, datatype="str", wrap=True, label="Scores")
+    table = gr.Dataframe(visible=False, interactive=False, datatype="str", wrap=True, label="Scores",
+                         column_widths=["220px", "100px", "380px"])  # fmt: skip
     gr.Markdown(f"Every change at every position of a stretch of up to {MOST_MUTATED} bp: in-silico mutagenesis.")
     with gr.Row():
         centre = gr.Textbox(label="Centre", info="Position; if empty, where the change above is", max_length=20)
