@@ -26,7 +26,8 @@ AUTO_CLASSES = {
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
 }
-CODE_FILES = {path.name for path in (Path(__file__).parents[2] / "modeling").glob("*.py")} - {"__init__.py", "doctor.py"}
+MODELING = Path(__file__).parents[2] / "modeling"
+CODE_FILES = {path.name for path in MODELING.glob("*.py")} - {"__init__.py", "doctor.py"}
 
 
 def same(output, expected):
