@@ -8,10 +8,11 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OLDEST := .matrix/transformers-4.57
 TRITON := .matrix/triton
+DEMO := $(VENV)/.demo
 PIP := $(PY) -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-matrix test-gpu check-cards bench bench-gpu lint clean
+.PHONY: help venv quickstart test test-matrix test-gpu check-cards demo bench bench-gpu lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,13 @@ test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a m
 .matrix/%/.installed: tests/matrix/%.txt $(INSTALLED)
 	rm -rf $(@D) && mkdir -p $(@D)
 	$(PIP) --quiet --no-deps --target $(@D) -r $<
+	@touch $@
+
+demo: $(DEMO)  ## Open the demo in a browser (MODEL=folder CLASSIFIER=folder)
+	$(PY) -m space.app $(if $(MODEL),--model "$(MODEL)") $(if $(CLASSIFIER),--classifier "$(CLASSIFIER)")
+
+$(DEMO): $(INSTALLED)
+	$(PIP) -c constraints.txt -e ".[train,space]"
 	@touch $@
 
 check-cards: $(INSTALLED)  ## Check that every model card is what its sources give
