@@ -77,6 +77,9 @@ def pretrain(name: str, output: Path, steps: int, segments_per_step: int, bf16: 
     """One run; nothing is done when it is finished."""
     vocabulary, model, changes = RUNS[name]
     data, folder = output / "data", output / name.replace(" ", "-").replace(",", "")
+    finished = folder / "all_results.json"
+    if finished.exists() and json.loads(finished.read_text())["global_step"] == steps:
+        return folder
     config = output / f"{folder.name}.json"
     shape = {"model_type": "strandbert", "vocab_size": vocabulary, "hidden_dropout_prob": 0.0, **MODEL, **model}
     config.write_text(json.dumps(shape))

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .key_ranges import band_widths
-from .short_attention import short_attention, takes_short_attention
+from .short_attention import longest_short_sequence, short_attention
 from .triton_attention import triton_attention
 from .triton_attention import unavailable_reason as triton_problem
 from .unpadding import SequenceLayout
@@ -222,7 +222,12 @@ def sdpa_attention(
     linear in the length on a CPU; on CUDA, whose kernels want aligned rows, it is copied to (heads, length, length).
     """
     distances = _distance_vector(slopes, layout.max_seqlen, query)
-    return _by_length(lambda q, k, v: _sdpa_toeplitz(q, k, v, distances, dropout_p), query, key, value, layout)
+    return _by_length(
+        lambda *tensors_and_lengths: _sdpa_toeplitz(distances, dropout_p, *tensors_and_lengths),
+        *(query, key, value),
+        layout,
+        longest_short_sequence(query, key, value, dropout_p),
+    )
 
 
 def banded_attention(
@@ -242,9 +247,9 @@ def banded_attention(
     """
     distances = _distance_vector(slopes, layout.max_seqlen, query)
 
-    def attend(q, k, v):
+    def attend(q, k, v, lengths):
         if q.shape[1] < SHORTEST_BANDED:
-            return _sdpa_toeplitz(q, k, v, distances, dropout_p)
+            return _sdpa_toeplitz(distances, dropout_p, q, k, v, lengths)
         return torch.stack(
             [
                 _banded_sequence(*tensors, slopes, distances, dropout_p, skip_eps)
@@ -252,7 +257,7 @@ def banded_attention(
             ]
         )
 
-    return _by_length(attend, query, key, value, layout)
+    return _by_length(attend, query, key, value, layout, longest_short_sequence(query, key, value, dropout_p))
 
 
 def flash_attention_2(
@@ -329,43 +334,47 @@ def _toeplitz_view(distances: Tensor, queries: int, keys: int, first: int) -> Te
     return view if distances.device.type == "cpu" else view.contiguous()  # CUDA kernels want aligned rows
 
 
-def _sdpa_toeplitz(query: Tensor, key: Tensor, value: Tensor, distances: Tensor, dropout_p: float) -> Tensor:
-    """Dense attention of (batch, length, heads, head_dim); distances centred on index (size - 1) / 2."""
+def _sdpa_toeplitz(
+    distances: Tensor, dropout_p: float, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """
+    Dense attention of (batch, length, heads, head_dim); distances centred on index (size - 1) / 2. Only
+    `short_attention` knows `lengths`.
+    """
     length = query.shape[1]
     bias = _toeplitz_view(distances, length, length, (distances.shape[1] + 1) // 2 - length)
-    if takes_short_attention(query, key, value, dropout_p):
-        return short_attention(query, key, value, bias[0].flip(1))
+    if length <= longest_short_sequence(query, key, value, dropout_p):
+        return short_attention(query, key, value, bias[0].flip(1), lengths)
     output = F.scaled_dot_product_attention(
         query.flip(1).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, dropout_p=dropout_p
     )
     return output.transpose(1, 2).flip(1)
 
 
-def _by_length(attend, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout) -> Tensor:
+def _by_length(attend, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout, padded_to: int = 0) -> Tensor:
     """
-    Apply `attend`, a function of (sequences, length, heads, head_dim) tensors, to all sequences of one length at once.
+    Apply `attend`, a function of (sequences, length, heads, head_dim) tensors and of the sequences' lengths (None where
+    all are full), to all sequences of one length at once; those of at most `padded_to` tokens with others of nearly
+    their length.
 
     Returns:
         (total_tokens, heads, head_dim)
     """
     if layout.uniform:
         grid = (layout.batch_size, layout.length, *query.shape[1:])
-        return attend(query.view(grid), key.view(grid), value.view(grid)).reshape(query.shape)
-    outputs, order = [], []
-    for length, starts in layout.starts_by_length().items():
-        first, end = starts[0], starts[-1] + length
-        if end - first == len(starts) * length:  # neighbours: no copy
-            inputs = [tensor[first:end].unflatten(0, (len(starts), length)) for tensor in (query, key, value)]
-        else:
-            places = torch.tensor(starts, device=query.device)[:, None] + torch.arange(length, device=query.device)
-            inputs = [tensor[places] for tensor in (query, key, value)]
-        outputs.append(attend(*inputs).flatten(0, 1))
-        order += [(start, length) for start in starts]
+        return attend(query.view(grid), key.view(grid), value.view(grid), None).reshape(query.shape)
+    groups = layout.by_length(padded_to)
+    tensors = [
+        tensor if groups.places is None else tensor.index_select(0, groups.places) for tensor in (query, key, value)
+    ]
+    sizes = [number * length for number, length, _ in groups.shapes]
+    outputs = []
+    for parts, (number, length, lengths) in zip(
+        zip(*(t.split(sizes) for t in tensors), strict=True), groups.shapes, strict=True
+    ):
+        outputs.append(attend(*(part.unflatten(0, (number, length)) for part in parts), lengths).flatten(0, 1))
     output = torch.cat(outputs)
-    if order == sorted(order):
-        return output
-    places = torch.cat([torch.arange(start, start + length) for start, length in order])
-    return torch.empty_like(output).index_copy(0, places.to(output.device), output)
+    return output if groups.places is None else output.index_select(0, groups.back)
 
 
 def _banded_sequence(query, key, value, slopes, distances, dropout_p, skip_eps) -> Tensor:
@@ -377,7 +386,7 @@ def _banded_sequence(query, key, value, slopes, distances, dropout_p, skip_eps) 
     if dense:
         heads = slice(None) if len(dense) == len(widths) else dense
         inputs = (tensor[None, :, heads] for tensor in (query, key, value))
-        outputs = dict(zip(dense, _sdpa_toeplitz(*inputs, distances[heads], dropout_p)[0].unbind(1), strict=True))
+        outputs = dict(zip(dense, _sdpa_toeplitz(distances[heads], dropout_p, *inputs)[0].unbind(1), strict=True))
     for head, width in enumerate(widths):
         if head not in outputs:
             outputs[head] = _banded_head(query[:, head], key[:, head], value[:, head], slopes[head], width, dropout_p)

@@ -37,6 +37,7 @@ class SequenceLayout:
 
     def __post_init__(self):
         self._boundaries = None
+        self._by_length = {}
 
     @property
     def uniform(self) -> bool:
@@ -50,13 +51,14 @@ class SequenceLayout:
             self._boundaries = list(zip(starts[:-1], starts[1:], strict=True))
         return self._boundaries
 
-    def starts_by_length(self) -> dict[int, list[int]]:
-        """First token of every sequence that is not empty, by length."""
-        starts = {}
-        for start, end in self.boundaries():
-            if start < end:
-                starts.setdefault(end - start, []).append(start)
-        return starts
+    def by_length(self, padded_to: int = 0) -> "LengthGroups":
+        """
+        Sequences that are not empty, grouped by length; those of at most `padded_to` tokens are grouped with others of
+        nearly their length, and their last token fills the rows up to the longest of the group.
+        """
+        if padded_to not in self._by_length:
+            self._by_length[padded_to] = _group_by_length(self.boundaries(), padded_to, self.cu_seqlens.device)
+        return self._by_length[padded_to]
 
     def groups(self, tokens: int) -> list[tuple[int, int, "SequenceLayout"]]:
         """
@@ -154,6 +156,45 @@ class SequenceLayout:
         sequence = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
         sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sequence, tokens)
         return sums / lengths.clamp(min=1).unsqueeze(1)
+
+
+@dataclass
+class LengthGroups:
+    """
+    Attributes:
+        shapes: (sequences, rows, lengths) of each group; lengths is int64 (sequences,), None when all are `rows` long.
+        places: int64, the token in each row of each group; None when the tokens already lie so.
+        back: int64 (total_tokens,), the row in which each token stands.
+    """
+
+    shapes: list[tuple[int, int, Tensor | None]]
+    places: Tensor | None
+    back: Tensor | None
+
+
+def _group_by_length(boundaries: list[tuple[int, int]], padded_to: int, device) -> LengthGroups:
+    members = {}
+    for start, end in boundaries:
+        length = end - start
+        if length:
+            step = 1 << max(0, length.bit_length() - 3) if length <= padded_to else 1
+            members.setdefault(-(-length // step) * step, []).append((start, length))
+    shapes, places, back = [], [], torch.empty(boundaries[-1][1], dtype=torch.int64)
+    rows_before = 0
+    for group in members.values():
+        starts, lengths = torch.tensor(group).unbind(1)
+        rows = int(lengths.max())
+        column = torch.arange(rows)
+        is_token = column < lengths[:, None]
+        tokens = starts[:, None] + torch.minimum(column, lengths[:, None] - 1)
+        back[tokens[is_token]] = rows_before + torch.arange(tokens.numel()).view(tokens.shape)[is_token]
+        shapes.append((len(group), rows, None if bool(is_token.all()) else lengths))
+        places.append(tokens.flatten())
+        rows_before += tokens.numel()
+    places = torch.cat(places)
+    if len(places) == len(back) and bool((places.diff() == 1).all()):
+        return LengthGroups(shapes, None, None)
+    return LengthGroups(shapes, places.to(device), back.to(device))
 
 
 def usual_size(rows: int) -> int:

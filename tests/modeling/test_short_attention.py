@@ -27,11 +27,13 @@ def error(result, exact):
     return float((result.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("lengths", [[1], [2, 63], [64, 64, 64], [100, 7, 100], [short.LONGEST]])
+@pytest.mark.parametrize(
+    "lengths", [[1], [2, 63], [64, 64, 64], [100, 7, 100, 97, 110], [60, 300, 57], [short.LONGEST]]
+)
 def test_at_most_twice_the_error_of_torchs_kernel(lengths, monkeypatch):
     exact = gradients(lengths, torch.float64)
     ours = gradients(lengths, torch.bfloat16)
-    monkeypatch.setattr(attention, "takes_short_attention", lambda *_: False)
+    monkeypatch.setattr(attention, "longest_short_sequence", lambda *_: 0)
     theirs = gradients(lengths, torch.bfloat16)
     for mine, other, reference in zip(ours, theirs, exact, strict=True):
         assert error(mine, reference) <= 2 * max(error(other, reference), 1e-3)
@@ -58,12 +60,35 @@ def test_heads_in_parts_give_what_all_at_once_give(monkeypatch):
         assert error(part, all_at_once.double()) < 1e-3
 
 
+def test_sequences_of_nearly_one_length_read_nothing_of_each_other():
+    """Grouped together, 49 .. 56 tokens, and one of them NaN: the others' outputs and gradients are what they were."""
+    lengths = [50, 56, 49, 53]
+    generator = torch.Generator().manual_seed(2)
+    qkv = torch.randn(sum(lengths), 3, 2, 16, generator=generator).bfloat16()
+    boundaries = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    layout = layout_from_cu_seqlens(1, len(qkv), boundaries, None, "cpu")
+    assert len(layout.by_length(short.LONGEST).shapes) == 1
+
+    def run(tokens):
+        tokens = tokens.clone().requires_grad_()
+        output = attention.sdpa_attention(*tokens.unbind(1), torch.tensor(attention.alibi_slopes(2)), layout)
+        output.square().sum().backward()
+        return output.detach(), tokens.grad
+
+    poisoned = qkv.clone()
+    poisoned[50:106] = torch.nan
+    for clean, found in zip(run(qkv), run(poisoned), strict=True):
+        others = torch.cat([found[:50], found[106:]])
+        assert torch.equal(others, torch.cat([clean[:50], clean[106:]]))
+        assert found[50:106].isnan().all()
+
+
 def test_taken_only_for_bf16_gradients_of_short_sequences_without_dropout():
     def takes(length=64, dtype=torch.bfloat16, requires_grad=True, dropout_p=0.0):
         tensors = [torch.zeros(1, length, 2, 16, dtype=dtype, requires_grad=requires_grad) for _ in range(3)]
-        return short.takes_short_attention(*tensors, dropout_p)
+        return length <= short.longest_short_sequence(*tensors, dropout_p)
 
-    assert takes()
+    assert takes(length=short.LONGEST)
     assert not takes(length=short.LONGEST + 1)
     assert not takes(dtype=torch.float32)
     assert not takes(requires_grad=False)

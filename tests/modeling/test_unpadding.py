@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling.unpadding import cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask, usual_size
@@ -99,3 +99,30 @@ def test_filling_adds_a_sequence_and_moves_nothing():
     assert torch.equal(more[:67], tokens)
     assert not more[67:].any()
     assert wider.boundaries() == [(0, 60), (60, 67), (67, 68)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12), padded_to=st.sampled_from([0, 16, 64]))
+def test_groups_by_length_hold_every_token_once_and_give_it_back(lengths, padded_to):
+    total = sum(lengths)
+    boundaries = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    layout = layout_from_cu_seqlens(1, total, boundaries, None, "cpu") if total else None
+    if layout is None:
+        return
+    groups = layout.by_length(padded_to)
+    tokens = torch.arange(total)
+    rows = tokens if groups.places is None else tokens[groups.places]
+    assert torch.equal(rows if groups.back is None else rows[groups.back], tokens)
+    seen = []
+    for part, (number, longest, counts) in zip(
+        rows.split([number * longest for number, longest, _ in groups.shapes]), groups.shapes, strict=True
+    ):
+        counts = torch.full((number,), longest) if counts is None else counts
+        assert int(counts.max()) == longest and (padded_to or bool((counts == longest).all()))
+        for row, count in zip(part.view(number, longest), counts.tolist(), strict=True):
+            start = int(row[0])
+            assert row[:count].tolist() == list(range(start, start + count))
+            assert (row[count:] == start + count - 1).all()  # its own last token, nobody else's
+            assert longest == count or (count <= padded_to and longest - count < max(2, longest / 4))
+            seen.append((start, start + count))
+    assert sorted(seen) == [(a, b) for a, b in layout.boundaries() if a < b]
