@@ -78,7 +78,7 @@ from training.classification_trainer import (
     CollapseError,
     balanced_weights,
 )
-from training.command_line import SettingsError, parse_settings, set_up_logging
+from training.command_line import SettingsError, check_processes, parse_settings, set_up_logging
 from training.kmer_logistic import NAME as KMER_LOGISTIC
 from training.kmer_logistic import KmerLogistic
 from training.metric_plots import draw_training
@@ -146,6 +146,7 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: F
     Raises:
         SettingsError: settings that contradict each other. StorageError: an output folder that cannot be written to.
     """
+    check_processes(args)
     if not (model_args.model_name_or_path or model_args.config_name):
         raise SettingsError("name a model (--model), or a configuration to train from random weights (--config_name)")
     if bool(data_args.task_name) == bool(data_args.train_file):

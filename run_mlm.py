@@ -31,9 +31,6 @@ import shutil
 import sys
 from pathlib import Path
 
-# Before torch: threads that wait actively for each other stand still when another program takes one of the cores.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
 from transformers import TrainerState, set_seed
 

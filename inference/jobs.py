@@ -6,6 +6,7 @@ input alone, so the result does not depend on interruptions or on the number of 
 OUTPUT.parts and become OUTPUT at the end.
 """
 
+import atexit
 import csv
 import datetime
 import hashlib
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
+import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
@@ -49,7 +51,10 @@ class Survey:
 
 def processes(cpu: bool) -> PartialState:
     """This process among those that accelerate launched; a process may wait a week for the others."""
-    return PartialState(cpu=cpu, timeout=datetime.timedelta(weeks=1))
+    state = PartialState(cpu=cpu, timeout=datetime.timedelta(weeks=1))
+    if state.num_processes > 1:
+        atexit.register(torch.distributed.destroy_process_group)  # gloo aborts now and then when it is left
+    return state
 
 
 def blocks(records: Iterator[SequenceRecord], block_bases: int = BLOCK_BASES) -> Iterator[list[SequenceRecord]]:

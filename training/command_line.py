@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -84,6 +85,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+def check_processes(args: TrainingArguments):
+    """
+    Raises:
+        SettingsError: the launcher started several processes, each of which would train alone in the same folder.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != args.world_size:
+        raise SettingsError(
+            f"{launched} processes were launched, but without a GPU each trains on its own; add --use_cpu to let them "
+            "train together, or launch one"
+        )
 
 
 def set_up_logging(args: TrainingArguments):

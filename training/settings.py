@@ -11,7 +11,7 @@ from modeling.alibi_attention import check_backend
 from training.arguments import PretrainingArguments
 from training.batches import SEQUENCE_ORDERS, LengthSchedule
 from training.checkpoints import SETTINGS_FILE
-from training.command_line import SettingsError, parse_settings, recipe_names
+from training.command_line import SettingsError, check_processes, parse_settings, recipe_names
 from training.storage import check_writable
 
 logger = logging.getLogger("run_mlm")
@@ -150,6 +150,7 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: P
         SettingsError: settings that contradict each other, or ask for what this machine does not have.
         StorageError: an output folder that cannot be written to.
     """
+    check_processes(args)
     check_writable(args.output_dir, "--output_dir")
     backend = model_args.attn_implementation
     try:

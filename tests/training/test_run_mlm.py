@@ -398,6 +398,8 @@ import run_mlm
 folder, *flags = sys.argv[1:]
 run_mlm.main([*flags, "--output_dir", folder + "/whole"])
 run_mlm.main([*flags, "--output_dir", folder + "/resumed", "--resume_from_checkpoint", folder + "/whole/checkpoint-4"])
+import torch
+torch.distributed.destroy_process_group()
 """
 
 

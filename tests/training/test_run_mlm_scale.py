@@ -57,7 +57,9 @@ def streaming(settings, shards, genome_file) -> dict:
 
 def two_processes(tmp_path, script: str, *arguments, **environment):
     """Run a script in two processes that talk by gloo."""
-    (tmp_path / "script.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{script}")
+    start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    end = "\nimport torch\ntorch.distributed.destroy_process_group()\n"  # gloo aborts now and then when it is left
+    (tmp_path / "script.py").write_text(start + script + end)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     completed = subprocess.run(
         [*command, tmp_path / "script.py", tmp_path, *arguments],
@@ -162,7 +164,6 @@ def test_two_processes_equal_one_with_warm_up_also_after_sigterm(warm_up, tmp_pa
     assert_same_curve(run(warm_up), tmp_path / "whole")
 
 
-@pytest.mark.xfail(reason="seen once: a process aborted while it ended ('terminate called'); not understood yet")
 def test_two_processes_equal_one_when_streaming(streaming, tmp_path):
     streaming = streaming | {"per_device_train_batch_size": 2}  # two passes for each process
     two_processes(tmp_path, STREAMING, *flags(streaming))
