@@ -8,7 +8,6 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OLDEST := .matrix/transformers-4.57
 TRITON := .matrix/triton
-DEMO := $(VENV)/.demo
 PIP := $(PY) -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -27,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e ".[train,corpus,export,dev]"
+	$(PIP) -c constraints.txt -e ".[train,corpus,export,space,dev]"
 	@touch $@
 
 quickstart: $(INSTALLED)  ## Pre-train a tiny model on a synthetic genome (or FASTA=...) and fill a mask
@@ -46,12 +45,8 @@ test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a m
 	$(PIP) --quiet --no-deps --target $(@D) -r $<
 	@touch $@
 
-demo: $(DEMO)  ## Open the demo in a browser (MODEL=folder CLASSIFIER=folder)
+demo: $(INSTALLED)  ## Open the demo in a browser (MODEL=folder CLASSIFIER=folder)
 	$(PY) -m space.app $(if $(MODEL),--model "$(MODEL)") $(if $(CLASSIFIER),--classifier "$(CLASSIFIER)")
-
-$(DEMO): $(INSTALLED)
-	$(PIP) -c constraints.txt -e ".[train,space]"
-	@touch $@
 
 check-cards: $(INSTALLED)  ## Check that every model card is what its sources give
 	$(PY) -m hub_configs.card --check
