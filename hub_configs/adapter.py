@@ -36,8 +36,10 @@ def merged_weights(folder: Path, base: Path, config: dict) -> dict[str, Tensor]:
     Raises:
         ConversionError: not a LoRA classifier, weights that fit nowhere, or a pooler that was never saved.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-
+    try:
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    except ImportError as error:
+        raise ConversionError(f"merging the adapter {folder} needs peft: pip install peft ({error})") from None
     settings = read_json(folder / "adapter_config.json")
     model_class = HEADS.get(settings.get("task_type"))
     if settings.get("peft_type") != "LORA" or model_class is None:
@@ -57,9 +59,12 @@ def merged_weights(folder: Path, base: Path, config: dict) -> dict[str, Tensor]:
     model = model_class(StrandBertConfig(**config, num_labels=len(classifier)))
     load_base(model, base_weights, base)
     known = {field.name for field in dataclasses.fields(LoraConfig)}
-    lora = LoraConfig(**{key: value for key, value in settings.items() if key in known - {"base_model_name_or_path"}})
-    peft_model = get_peft_model(model, lora)
-    result = set_peft_model_state_dict(peft_model, adapter)
+    settings = {key: value for key, value in settings.items() if key in known - {"base_model_name_or_path"}}
+    try:
+        peft_model = get_peft_model(model, LoraConfig(**settings))
+        result = set_peft_model_state_dict(peft_model, adapter)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # other modules, another shape
+        raise ConversionError(f"the adapter {folder} does not fit the base model {base}: {error}") from None
     lost = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
     if result.unexpected_keys or lost:
         raise ConversionError(

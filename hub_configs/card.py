@@ -92,6 +92,11 @@ def read_models(path: Path = MODELS_FILE) -> dict[str, dict]:
         absent = [key for key in (*NEEDED, "weights", "training", "limits") if key not in row]
         if absent:
             raise CardError(f"{path}: [{name}] lacks {', '.join(absent)}")
+        if not isinstance(row["parameters"], int):
+            raise CardError(f"{path}: [{name}] parameters is {row['parameters']!r}; a whole number is needed")
+        wrong = [paper for paper in row["papers"] if not str(paper).startswith("arXiv:")]
+        if wrong:
+            raise CardError(f"{path}: [{name}] papers holds {wrong[0]!r}; give it as arXiv:NUMBER")
     return models
 
 
@@ -174,7 +179,7 @@ def use(name: str, row: dict, weights: str, architecture: str, repository: str) 
 
 def sizes(row: dict) -> str:
     """Table of what the model is."""
-    papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p.removeprefix('arXiv:')})" for p in row["papers"])
+    papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p.removeprefix('arXiv:')})" for p in row["papers"]) or "none"
     rows = [
         ("architecture", row["architecture"]),
         ("parameters", f"{row['parameters']:,}"),
@@ -196,8 +201,8 @@ def measured(name: str, row: dict) -> str:
 
 def speed_table(file: str) -> str:
     """Tokens per second of the rows "strandbert", beside the released architecture measured in the same run."""
-    rows = read_rows(file, ("case", "model", "dtype", "device", "machine", "threads", "tokens_per_s"))
     key = ("case", "dtype", "device", "machine", "threads")
+    rows = read_rows(file, (*key, "model", "tokens_per_s", "strandbert_is_faster_by"))
     rival = {tuple(r[k] for k in key): r for r in rows if r["model"] == "dnabert2_released"}
     lines = [
         "| sequences x tokens | device | precision | tokens/s | times the released architecture |",
@@ -217,7 +222,10 @@ def gue_table(file: str, name: str) -> str:
     from gue.results import read_results
     from gue.tasks import TASKS
 
-    scores = measured_scores(read_results(ROOT / file)).get(name)
+    try:
+        scores = measured_scores(read_results(ROOT / file)).get(name)
+    except ValueError as error:
+        raise CardError(f"{ROOT / file}: {error}") from None
     if not scores:
         raise CardError(f"{ROOT / file} has no row of {name}")
     lines = ["| GUE task | metric | score x 100 | seeds |", "|---|---|---|---|"]
@@ -242,9 +250,16 @@ def read_rows(file: str, columns: tuple[str, ...]) -> list[dict]:
 
 
 def citation(row: dict) -> str:
-    """How to cite: the papers of the row."""
-    entries = "\n".join(BIBTEX[paper] for paper in row["papers"])
-    return f"## Citation\n\n```bibtex\n{entries}\n```"
+    """How to cite: the papers of the row, one that is not in BIBTEX by its number alone; empty when it names none."""
+    entries = [BIBTEX.get(paper) or numbered_entry(paper.removeprefix("arXiv:")) for paper in row["papers"]]
+    return "## Citation\n\n```bibtex\n" + "\n".join(entries) + "\n```" if entries else ""
+
+
+def numbered_entry(number: str) -> str:
+    """BibTeX of an arXiv paper of which only the number is known."""
+    return (
+        f"@misc{{arxiv{number}, eprint={{{number}}}, archivePrefix={{arXiv}}, url={{https://arxiv.org/abs/{number}}}}}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -111,7 +111,10 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        refuse_old_torch(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except ConversionError:
+        raise
     except pickle.UnpicklingError as error:
         raise ConversionError(
             f"{path} is refused: it holds more than weights, and loading it could run code that came with it. "
@@ -128,6 +131,15 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
                 "state_dict() alone"
             )
     return content
+
+
+def refuse_old_torch(path: Path) -> None:
+    """Raise ConversionError where weights_only=True can be circumvented: torch before 2.6 (CVE-2025-32434)."""
+    if [int(part) for part in torch.__version__.split(".")[:2]] < [2, 6]:
+        raise ConversionError(
+            f"{path} is refused: with torch {torch.__version__} a .bin can run code even when it is read as weights "
+            "only; install torch 2.6 or newer"
+        )
 
 
 def canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def load(folder: Path, encoder: bool = False) -> TensorOutput:
 
 
 def exported_program(model: TensorOutput) -> torch.export.ExportedProgram:
-    """The model by torch.export, with dynamic batch (from 1) and length (from 2)."""
+    """The model by torch.export, with dynamic batch and length, both from 1."""
     any_size = torch.export.Dim.DYNAMIC
     shapes = {name: {0: any_size, 1: any_size} for name in ("input_ids", "attention_mask")}
     with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
@@ -93,12 +93,13 @@ def write_onnx(model: TensorOutput, path: Path) -> list[str]:
         raise ExportError(f"ONNX export needs {', '.join(missing)}: pip install {' '.join(NEEDED)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        temporary = Path(scratch, "model.onnx")
+        temporary = Path(scratch, path.name)
         graph = onnx_graph(model)
         forget_where_it_was_made(graph)
         graph.save(str(temporary))
         lines = check(model, temporary)
-        os.replace(temporary, path)
+        for file in sorted(Path(scratch).iterdir(), reverse=True):  # first NAME.data, with weights over 1.5 GB
+            os.replace(file, path.with_name(file.name))
     return lines
 
 
@@ -172,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.output or options.folder / "onnx" / "model.onnx"
     try:
         lines = write_onnx(load(options.folder, options.encoder), path)
-    except (ExportError, ConversionError, RuntimeError, OSError) as error:
+    except (ExportError, RuntimeError, ValueError, OSError) as error:
         print(f"not exported: {error}", file=sys.stderr)
         return 1
     print("\n".join([*lines, f"wrote {path}, {path.stat().st_size / 2**20:.1f} MiB"]))

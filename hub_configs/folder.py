@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,17 @@ from tokenization.tokenizer_files import save_tokenizer_files, write_text_atomic
 from .checkpoint import read_json
 
 CODE_FOLDER = Path(__file__).resolve().parents[1] / "modeling"
+SOURCE_ONLY = re.compile(r"_.*|transformers_version|use_cache")  # settings of a config.json that are not published
+ROOTS = (
+    "home|root|Users|tmp|var|mnt|data|scratch|work|opt|private|media|Volumes|srv|users|project|projects|storage|gpfs|"
+    "lustre|nfs|cluster|workspace|content"
+)
+LOCAL_PATH = re.compile(rf"(?:(?<![\w/.:-])/(?:{ROOTS})/|\b[A-Za-z]:\\)[\w.\\/-]+")
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+class PublishError(RuntimeError):
+    """A model that cannot be published, or an upload that did not happen; the message says what to do."""
 
 
 def code_files() -> list[Path]:
@@ -131,6 +143,32 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} already exists; choose another folder or pass --overwrite")
     if not (path / "config.json").is_file() and not (path / "space" / "app.py").is_file():
         raise FileExistsError(f"{path} is not a model folder (it has no config.json), so it is not overwritten")
+
+
+def check_not_replaced(output: Path, sources: Iterable[Path]) -> None:
+    """Raise PublishError when `output` is, or holds, a folder that the new one is made from."""
+    output = output.resolve()
+    for source in (Path(source).resolve() for source in sources):
+        if output == source or output in source.parents:
+            raise PublishError(f"--output {output} would replace {source}; choose another folder")
+
+
+def check_nothing_private(folder: Path, source: Path) -> None:
+    """Raise PublishError for a path of this machine in a text file, or a file that is a pickle."""
+    here = {str(source.resolve()), str(Path.home()), str(CODE_FOLDER.parent), tempfile.gettempdir()} - {"/"}
+    code = {path.name for path in code_files()}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            start = file.read(9)
+        safetensors = path.suffix == ".safetensors" and start[8:] == b"{"  # after 8 bytes of length, which may be any
+        if start.startswith(PICKLES) and not safetensors:
+            raise PublishError(f"{path.name} is a pickle or a zip file; nothing of the kind is published")
+        if path.suffix in (".safetensors", ".onnx") or path.name in (*code, "tokenizer.json"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        found = [match.group() for match in LOCAL_PATH.finditer(text)] + [part for part in here if part + "/" in text]
+        if found:
+            raise PublishError(f"{path.name} holds a path of this machine, {found[0]}; change it in {source}")
 
 
 def sha256_of(path: str | Path) -> str:

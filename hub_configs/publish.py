@@ -2,7 +2,8 @@
 Make a self-contained Hub repository of a trained model, check it as a stranger would load it, and upload it.
 
     python -m hub_configs.publish --model my_model --name strandbert-tiny --output published
-    python -m hub_configs.publish --model my_model --name strandbert-tiny --output published --push my-group/my-model
+    python -m hub_configs.publish --model my_model --name strandbert-tiny --output published --overwrite \\
+        --push my-group/my-model
     python -m hub_configs.publish --space --model my_model --name strandbert-tiny --output my_space
 
 --model is a folder of ours: written by run_mlm.py, run_classification.py, hub_configs.convert or save_pretrained.
@@ -22,17 +23,18 @@ of `hf auth login` or $HF_TOKEN.
 """
 
 import argparse
+import hashlib
 import inspect
 import os
 import re
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -42,21 +44,21 @@ from modeling.configuration_strandbert import AUTO_MAP
 from .card import ROOT, CardError, card, read_models
 from .checkpoint import ConversionError, read_json, read_weights
 from .convert import check_written_weights, checked_tokenizer, checked_weights, model_class_of
-from .folder import check_output, code_files, new_folder, sha256_of, write_model_folder
+from .folder import (
+    SOURCE_ONLY,
+    PublishError,
+    check_not_replaced,
+    check_nothing_private,
+    check_output,
+    new_folder,
+    sha256_of,
+    write_model_folder,
+)
 from .reference import write_reference
 from .space import SpaceError, make_space
 from .verify import TOLERANCE, VerificationError, compare, describe, load_in_fresh_interpreter
 
 SAME = 1e-5  # of the largest output of the source model: both run the same code, on other numbers of threads
-SOURCE_ONLY = re.compile(r"_.*|transformers_version|use_cache")  # settings of a config.json that are not published
-LOCAL_PATH = re.compile(
-    r"(?:(?<![\w/.:-])/(?:home|root|Users|tmp|var|mnt|data|scratch|work|opt)/|\b[A-Za-z]:\\)[\w.\\/-]+"
-)
-PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
-
-
-class PublishError(RuntimeError):
-    """A model that cannot be published, or an upload that did not happen; the message says what to do."""
 
 
 def publish(
@@ -74,11 +76,14 @@ def publish(
     source, output = Path(model).resolve(), Path(output).absolute()
     row = model_row(name)
     check_output(output, overwrite)
-    if output == source or output in source.parents:
-        raise PublishError(f"--output {output} would replace --model {source}; choose another folder")
+    check_not_replaced(output, [source])
     weights, config = read_source(source)
     with new_folder(output, overwrite) as folder:
-        write_model_folder(folder, config, weights, checked_tokenizer(source / "tokenizer.json", config))
+        tokenizer = checked_tokenizer(source / "tokenizer.json", config)
+        try:
+            write_model_folder(folder, config, weights, tokenizer)
+        except ValueError as error:  # ids of special tokens
+            raise ConversionError(f"{source / 'tokenizer.json'}: {error}") from None
         check_written_weights(folder / "model.safetensors", weights)
         (folder / "README.md").write_text(card(name, row, config, repository), encoding="utf-8")
         (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n")
@@ -114,6 +119,10 @@ def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
     settings = inspect.signature(modeling.StrandBertConfig.__init__).parameters.values()
     defaults = {setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty}
     config = {**defaults, **config, "architectures": [model_class.__name__], "auto_map": dict(AUTO_MAP)}
+    try:
+        modeling.StrandBertConfig(**config)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"{source / 'config.json'}: {error}") from None
     return checked_weights(weights, config, model_class), config
 
 
@@ -122,22 +131,6 @@ def requirements() -> list[str]:
     text = (ROOT / "pyproject.toml").read_text()
     dependencies = re.search(r"^dependencies = \[(.*?)^\]", text, flags=re.DOTALL | re.MULTILINE).group(1)
     return re.findall(r'"([^"]+)"', dependencies)
-
-
-def check_nothing_private(folder: Path, source: Path) -> None:
-    """Raise PublishError for a path of this machine in a text file, or a file that is a pickle."""
-    here = {str(source), str(Path.home()), str(ROOT), tempfile.gettempdir()} - {"/"}
-    code = {path.name for path in code_files()}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            if file.read(4).startswith(PICKLES):
-                raise PublishError(f"{path.name} is a pickle or a zip file; nothing of the kind is published")
-        if path.suffix in (".safetensors", ".onnx") or path.name in (*code, "tokenizer.json"):
-            continue
-        text = path.read_text(encoding="utf-8")
-        found = [match.group() for match in LOCAL_PATH.finditer(text)] + [part for part in here if part + "/" in text]
-        if found:
-            raise PublishError(f"{path.name} holds a path of this machine, {found[0]}; change it in {source}")
 
 
 def compare_with_source(folder: Path, source: Path, reference: Path, repository: str) -> list[str]:
@@ -188,9 +181,9 @@ def upload(
     """
     try:
         api.whoami()
-    except (HfHubHTTPError, LocalTokenNotFoundError, ValueError) as error:
-        raise PublishError(f"{api.endpoint} does not accept the token: {error}; run `hf auth login`") from None
     except Exception as error:  # network: each client version has its own types
+        if isinstance(error, (LocalTokenNotFoundError, ValueError)) or status_of(error) in (401, 403):
+            raise PublishError(f"{api.endpoint} does not accept the token: {error}; run `hf auth login`") from None
         raise PublishError(f"{api.endpoint} cannot be reached: {error}") from None
     head, present, tags = current_state(api, repository, kind)
     if set(present) - {".gitattributes"} and not update:
@@ -209,7 +202,8 @@ def upload(
             repository, operations, commit_message=f"Publish {tag}", parent_commit=head, repo_type=kind
         )
     except Exception as error:
-        raise PublishError(upload_failure(repository, error)) from error
+        now = head and changed_head(api, repository, head, kind)
+        raise PublishError(upload_failure(repository, error, now)) from error
     try:
         check_uploaded(api, repository, commit.oid, files, kind)
         api.create_tag(repository, tag=tag, revision=commit.oid, repo_type=kind)
@@ -224,8 +218,7 @@ def current_state(api: HfApi, repository: str, kind: str = "model") -> tuple[str
     """Newest commit of a repository, its files by path, and its tags; (None, {}, []) when there is no repository."""
     try:
         head = api.repo_info(repository, repo_type=kind).sha
-        tree = api.list_repo_tree(repository, recursive=True, revision=head, repo_type=kind)
-        files = {file.path: file for file in tree}
+        files = files_at(api, repository, head, kind)
         return head, files, [ref.name for ref in api.list_repo_refs(repository, repo_type=kind).tags]
     except RepositoryNotFoundError:
         return None, {}, []
@@ -233,9 +226,38 @@ def current_state(api: HfApi, repository: str, kind: str = "model") -> tuple[str
         raise PublishError(f"{repository} cannot be read: {error}") from None
 
 
-def upload_failure(repository: str, error: Exception) -> str:
-    """One sentence for each way in which an upload fails; a commit is whole or absent."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+def files_at(api: HfApi, repository: str, revision: str, kind: str) -> dict[str, RepoFile]:
+    """The files of a revision by path; the Hub's listing also names the folders, which are left out."""
+    tree = api.list_repo_tree(repository, recursive=True, revision=revision, repo_type=kind)
+    return {file.path: file for file in tree if isinstance(file, RepoFile)}
+
+
+def changed_head(api: HfApi, repository: str, head: str, kind: str) -> str | None:
+    """The newest commit when it is no longer `head`; None when it is, or when the Hub does not answer."""
+    try:
+        now = api.repo_info(repository, repo_type=kind).sha
+    except Exception:
+        return None
+    return None if now == head else now
+
+
+def status_of(error: Exception) -> int | None:
+    """HTTP status of an error of the client; None when it has none."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def upload_failure(repository: str, error: Exception, now: str | None = None) -> str:
+    """
+    One sentence for each way in which an upload fails; a commit is whole or absent.
+
+    now: the newest commit when there is one that was not there before: the Hub's answer may have been lost.
+    """
+    status = status_of(error)
+    if now and status != 412:
+        return (
+            f"{repository} has the new commit {now}, but the Hub's answer was lost ({error}). If it is this upload, "
+            "run the same command again with --overwrite --update, which sets the tag"
+        )
     if status == 412:
         reason = "someone else has changed it meanwhile; look at the change, then run again with --update"
     elif status in (401, 403):
@@ -250,17 +272,22 @@ def upload_failure(repository: str, error: Exception) -> str:
 
 
 def check_uploaded(api: HfApi, repository: str, commit: str, files: dict[str, Path], kind: str = "model") -> None:
-    """Raise PublishError unless the commit lists exactly these files, large ones with the same SHA-256."""
-    tree = api.list_repo_tree(repository, recursive=True, revision=commit, repo_type=kind)
-    listed = {file.path: file for file in tree}
+    """Raise PublishError unless the commit lists exactly these files, with the same SHA-256, or git hash if small."""
+    listed = files_at(api, repository, commit, kind)
     listed.pop(".gitattributes", None)
     different = sorted(set(listed) ^ set(files))
     for name in set(listed) & set(files):
         lfs = listed[name].lfs
-        wrong = lfs.sha256 != sha256_of(files[name]) if lfs else listed[name].size != files[name].stat().st_size
+        wrong = lfs.sha256 != sha256_of(files[name]) if lfs else listed[name].blob_id != git_hash(files[name])
         different += [name] if wrong else []
     if different:
         raise PublishError(f"commit {commit} of {repository} differs from the folder: {', '.join(different)}")
+
+
+def git_hash(path: Path) -> str:
+    """Hexadecimal SHA-1 that git, and the Hub's listing, gives a file."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -282,6 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--push {options.push}: give it as ORG/NAME")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        tag = f"v{model_row(options.name)['version']}" if options.push else None
         if options.space:
             report = make_space(options.output, options.name, options.model, options.classifier, options.overwrite)
         else:
@@ -291,7 +319,6 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.push:
             print("nothing was uploaded; add --push ORG/NAME to publish it")
             return 0
-        tag = f"v{model_row(options.name)['version']}"
         kind = "space" if options.space else "model"
         commit = upload(options.output, options.push, tag, HfApi(), options.update, options.private, kind)
     except (PublishError, CardError, ConversionError, VerificationError, SpaceError, OSError) as error:

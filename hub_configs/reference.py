@@ -39,11 +39,13 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def encode(tokenizer_file: Path, sequences: list[str]) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, (batch, longest), right-padded with [PAD]."""
+    """input_ids and attention_mask, (batch, longest), right-padded with [PAD]. Raises ConversionError."""
     tokenizer = read_tokenizer(tokenizer_file)
     ids = [tokenizer.encode(sequence).ids for sequence in sequences]
     length = max(map(len, ids))
     pad = tokenizer.token_to_id("[PAD]")
+    if pad is None:
+        raise ConversionError(f"{tokenizer_file} has no token [PAD]")
     input_ids = torch.tensor([row + [pad] * (length - len(row)) for row in ids])
     attention_mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
     return input_ids, attention_mask
@@ -105,11 +107,12 @@ def reference_outputs(config: dict, weights: dict[str, Tensor], input_ids: Tenso
     elif architecture.endswith("ForTokenClassification"):
         outputs["logits"] = dense(w, "classifier", outputs["last_hidden_state"])
     elif architecture.endswith("ForSequenceClassification"):
-        first = torch.stack([tokens[0] for tokens in hidden])
+        mean = config.get("classifier_pooling", "first") == "mean"
+        pooled = torch.stack([tokens.mean(0) if mean else tokens[0] for tokens in hidden])
         if config["classifier_head"] == "pooler":
-            outputs["logits"] = dense(w, "classifier", torch.tanh(dense(w, "pooler.dense", first)))
+            outputs["logits"] = dense(w, "classifier", torch.tanh(dense(w, "pooler.dense", pooled)))
         else:
-            inner = gelu(norm(w, "classifier.1", dense(w, "classifier.0", first), config["layer_norm_eps"]))
+            inner = gelu(norm(w, "classifier.1", dense(w, "classifier.0", pooled), config["layer_norm_eps"]))
             outputs["logits"] = dense(w, "classifier.4", inner)
     return {name: tensor.float().contiguous() for name, tensor in outputs.items()}
 

@@ -1,5 +1,6 @@
 """The repository of the demo as a Hugging Face Space: `python -m hub_configs.publish --space`."""
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .card import ROOT, tomllib
-from .folder import new_folder
+from .checkpoint import read_json
+from .folder import SOURCE_ONLY, check_not_replaced, check_nothing_private, new_folder
 
 PACKAGES = ("space", "inference", "modeling", "tokenization", "corpus", "training", "gue")  # what space.app imports
 DATA = ("space/examples/*", "gue/data/*", "gue/results/*.csv", "benchmarks/results/*.csv", "LICENSE")
@@ -79,9 +81,15 @@ def make_space(
     The same code as in the checkout, byte for byte, and a models.toml that lists these models.
 
     Raises:
-        SpaceError: a folder that holds no model, or a demo that does not start; OUTPUT then is not made.
+        SpaceError: a folder that holds no model, two of one name, or a demo that does not start; PublishError: OUTPUT
+        would replace a model, or a model names paths of this machine. OUTPUT then is not made.
     """
-    sources = {"language": {name: Path(model)}, "classifier": {Path(c).name: Path(c) for c in classifiers}}
+    names = [name, *(Path(classifier).absolute().name for classifier in classifiers)]
+    twice = [found for found in names if names.count(found) > 1]
+    if twice:
+        raise SpaceError(f"two models would be called {twice[0]}; the tabs list them by the name of their folder")
+    check_not_replaced(Path(output), [model, *classifiers])
+    sources = {"language": {name: Path(model)}, "classifier": dict(zip(names[1:], map(Path, classifiers), strict=True))}
     with new_folder(output, overwrite) as folder:
         copy_code(folder)
         rows = []
@@ -110,7 +118,7 @@ def copy_code(folder: Path) -> None:
 
 
 def copy_model(source: Path, place: Path) -> None:
-    """Copy what loading needs: config, tokenizer, safetensors. Raises SpaceError."""
+    """Copy what loading needs: config without private settings, tokenizer, safetensors. Raises as `make_space`."""
     place.mkdir(parents=True)
     for pattern in MODEL_FILES:
         found = sorted(source.glob(pattern))
@@ -118,6 +126,9 @@ def copy_model(source: Path, place: Path) -> None:
             raise SpaceError(f"{source} has no {pattern.replace('*', '')}; give the folder of a trained model")
         for path in found:
             shutil.copyfile(path, place / path.name)
+    config = {key: value for key, value in read_json(place / "config.json").items() if not SOURCE_ONLY.fullmatch(key)}
+    (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    check_nothing_private(place, source)
 
 
 def requirements() -> list[str]:

@@ -29,6 +29,13 @@ from .folder import foreign_code, sha256_of, simulated_hub_cache
 from .reference import REFERENCE_FILE, read_reference, read_tokenizer, write_reference
 
 FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
+CACHES = (  # of the user: they win over HF_HOME, the TRANSFORMERS ones in transformers 4
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "TRANSFORMERS_CACHE",
+    "PYTORCH_TRANSFORMERS_CACHE",
+    "PYTORCH_PRETRAINED_BERT_CACHE",
+)
 CHECKOUT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4  # of the largest reference value, and at least of 1
 
@@ -125,7 +132,7 @@ def fresh_environment(scratch: str | Path) -> dict[str, str]:
     """Environment of a process that is offline, has caches of its own in `scratch`, and cannot import the checkout."""
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in CACHES},
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(Path(scratch, "cache")),
         "HF_MODULES_CACHE": str(Path(scratch, "modules")),

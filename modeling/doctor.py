@@ -39,6 +39,7 @@ CLASSES = (
     StrandBertModel,
 )
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+SAME = 1e-3  # of the largest value
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -130,7 +131,8 @@ def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
     ]
     weight_notes, weight_problems = check_weights(folder, config, model_class)
     if not weight_problems:
-        weight_notes += [try_model(folder, config, model_class)]
+        run_notes, weight_problems = try_model(folder, config, model_class)
+        weight_notes += run_notes
     return notes + weight_notes, problems + weight_problems
 
 
@@ -203,8 +205,8 @@ def check_weights(folder: Path, config: StrandBertConfig, model_class: type) -> 
     return [f"weights          {len(found)} tensors, {parameters:,} parameters, {', '.join(sorted(dtypes))}"], problems
 
 
-def try_model(folder: Path, config: StrandBertConfig, model_class: type) -> str:
-    """Run two sequences, alone and padded together, on the CPU; says by how much the results differ."""
+def try_model(folder: Path, config: StrandBertConfig, model_class: type) -> tuple[list[str], list[str]]:
+    """Notes and problems of running two sequences, alone and padded together, on the CPU: the results must agree."""
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(5, config.vocab_size, (2, 40), generator=random)
@@ -214,7 +216,10 @@ def try_model(folder: Path, config: StrandBertConfig, model_class: type) -> str:
         together = model(ids, mask, output_hidden_states=True).hidden_states[-1]
         alone = model(ids[1:, :25], output_hidden_states=True).hidden_states[-1]
     difference = float((together[1:, :25] - alone).abs().max())
-    return f"runs             yes; a sequence alone and in a padded batch differ by {difference:.1e}"
+    text = f"a sequence alone and in a padded batch differ by {difference:.1e}"
+    if not difference <= SAME * max(1.0, float(alone.abs().max())):  # NaN is a problem
+        return [], [f"model.safetensors: the model does not compute with these weights; {text}"]
+    return [f"runs             yes; {text}"], []
 
 
 def main(arguments: list[str] | None = None) -> int:

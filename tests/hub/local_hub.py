@@ -18,6 +18,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -273,7 +274,12 @@ class LocalHub:
         found = [(p, f) for p, f in self.commit_of(request, name, revision).files.items() if p.startswith(prefix)]
         if path and not found:
             raise Refusal(404, f"{path} does not exist", "EntryNotFound")
-        return [self.listed(p, f) for p, f in found]
+        folders = {str(parent) for p, _ in found for parent in PurePosixPath(p).parents} - {".", "/"}
+        inside = [folder for folder in sorted(folders) if folder.startswith(prefix)]
+        return [
+            *({"type": "directory", "path": folder, "size": 0, "oid": git_hash(folder.encode())} for folder in inside),
+            *(self.listed(p, f) for p, f in found),
+        ]
 
     def paths_info(self, request, name, revision):
         files = self.commit_of(request, name, revision).files

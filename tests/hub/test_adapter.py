@@ -107,6 +107,16 @@ def test_a_matrix_that_the_adapter_file_lacks_is_named(base, tmp_path):
         merged_weights(tmp_path / "adapter", base, SIZES)
 
 
+def test_modules_that_the_base_lacks_and_other_sizes_are_named(base, tmp_path):
+    train_adapter(tmp_path / "adapter", base)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    for changes in ({"target_modules": ["query", "value"]}, {"r": 8}):
+        path.write_text(json.dumps({**settings, **changes}))
+        with pytest.raises(ConversionError, match="does not fit the base model"):
+            merged_weights(tmp_path / "adapter", base, SIZES)
+
+
 def test_other_kinds_of_adapters_are_named(base, tmp_path):
     train_adapter(tmp_path / "adapter", base)
     path = tmp_path / "adapter" / "adapter_config.json"

@@ -88,6 +88,20 @@ def test_a_result_file_that_is_missing_is_named():
         speed_table("nowhere.csv")
 
 
+def test_a_paper_of_ones_own_is_cited_by_its_number():
+    text = card("strandbert-tiny", {**MODELS["strandbert-tiny"], "papers": ["arXiv:2402.08075"]})
+    assert "eprint={2402.08075}" in text and "https://arxiv.org/abs/2402.08075" in text
+
+
+@pytest.mark.parametrize("line", ['parameters = "5M"', 'papers = ["my paper"]'])
+def test_a_value_that_no_card_can_hold_is_named(tmp_path, line):
+    key = line.split()[0]
+    rows = [row for row in (ROOT / "hub_configs" / "models.toml").read_text().splitlines() if not row.startswith(key)]
+    (tmp_path / "models.toml").write_text("\n".join(row for r in rows for row in ([r, line] if r[:1] == "[" else [r])))
+    with pytest.raises(CardError, match=key):
+        read_models(tmp_path / "models.toml")
+
+
 def test_a_table_that_lacks_a_key_is_named(tmp_path):
     (tmp_path / "models.toml").write_text('[mine]\ntitle = "x"\n')
     with pytest.raises(CardError, match=r"\[mine\] lacks version, summary"):

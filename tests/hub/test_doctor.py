@@ -54,6 +54,15 @@ def test_a_sound_folder_has_no_problems_and_runs(folder, capsys):
     assert f"transformers     {transformers.__version__}" in printed and "the folder is sound" in printed
 
 
+def test_weights_that_overflow_are_a_problem(folder):
+    def grow(weights):
+        weights["bert.embeddings.word_embeddings.weight"].fill_(3e38)
+        weights["bert.embeddings.token_type_embeddings.weight"].fill_(3e38)
+
+    change_weights(folder, grow)
+    assert "the model does not compute with these weights" in problems(folder)
+
+
 def test_the_table_is_that_of_choose_backend_with_a_reason():
     for line in choices("cpu"):
         device, dtype, length, _, backend, *reason = line.split()

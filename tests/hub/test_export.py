@@ -87,6 +87,23 @@ def test_a_graph_that_differs_is_not_written(encoder_file, tmp_path, monkeypatch
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_weights_in_a_second_file_arrive_with_the_graph(onnx, tmp_path, monkeypatch):
+    original = export.onnx_graph
+
+    def large(model):
+        graph = original(model)
+        save = graph.save
+        graph.save = lambda path: save(path, external_data=True)  # as above 1.5 GB
+        return graph
+
+    monkeypatch.setattr(export, "onnx_graph", large)
+    monkeypatch.setattr(export, "SHAPES", [(1, 8)])
+    model = TensorOutput(build("encoder"))
+    write_onnx(model, tmp_path / "encoder.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.onnx", "encoder.onnx.data"]
+    assert export.check(model, tmp_path / "encoder.onnx")
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "NEEDED", ("onnx_that_nobody_has",))
     with pytest.raises(ExportError, match="needs onnx_that_nobody_has: pip install"):

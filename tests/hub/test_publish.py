@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from itertools import count
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hub_configs import publish as module
 from hub_configs.checkpoint import ConversionError
 from hub_configs.folder import code_files, write_model_folder
 from hub_configs.publish import PublishError, check_nothing_private, main, publish, read_source
+from hub_configs.space import SpaceError, copy_model, make_space
 from hub_configs.verify import VerificationError
 from modeling import StrandBertConfig, StrandBertForMaskedLM, StrandBertForSequenceClassification
 from modeling.configuration_strandbert import AUTO_MAP
@@ -158,7 +160,9 @@ def test_a_label_that_is_a_path_is_refused(copy, tmp_path, no_load):
     assert "config.json holds a path of this machine, /home/anna/patients" in message
 
 
-@pytest.mark.parametrize("text", ["C:\\Users\\anna\\x", "/Users/anna/x", "/root/x", "see /mnt/disk1/x."])
+@pytest.mark.parametrize(
+    "text", ["C:\\Users\\anna\\x", "/Users/anna/x", "/root/x", "see /mnt/disk1/x.", "/gpfs/anna/x"]
+)
 def test_paths_of_other_machines_are_seen(tmp_path, text):
     (tmp_path / "notes.json").write_text(json.dumps([text]) if "\\" not in text else text)
     with pytest.raises(PublishError, match="notes.json holds a path of this machine"):
@@ -229,9 +233,63 @@ def test_a_folder_whose_outputs_are_a_little_off_is_refused(copy, tmp_path, monk
 
 def test_the_source_is_never_replaced(published):
     source = published[0]
-    with pytest.raises(PublishError, match="would replace --model"):
+    with pytest.raises(PublishError, match="would replace"):
         publish(source, "strandbert-tiny", source, overwrite=True)
     assert read_source(source)
+
+
+def test_the_source_is_never_replaced_by_another_of_its_names(published, tmp_path):
+    (tmp_path / "link").symlink_to(published[0].parent)
+    with pytest.raises(PublishError, match="would replace"):
+        publish(published[0], "strandbert-tiny", tmp_path / "link" / published[0].name, overwrite=True)
+    with pytest.raises(PublishError, match="would replace"):
+        make_space(published[0], "tiny", published[0], overwrite=True)
+    assert read_source(published[0])
+
+
+def test_a_classifier_that_averages_its_tokens_has_outputs_of_its_own(tmp_path):
+    source = trained(tmp_path / "tuned", StrandBertForSequenceClassification, classifier_pooling="mean")
+    report = publish(source, "strandbert-tiny", tmp_path / "published")
+    assert "loads from an offline Hub cache" in report[-1]
+
+
+@pytest.mark.parametrize("key, value", [("glu_activation", "swish"), ("num_attention_heads", 7)])
+def test_a_config_that_no_model_can_have_is_named(copy, tmp_path, key, value):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, key: value}))
+    assert f"{copy / 'config.json'}: " in refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
+
+
+def test_a_tokenizer_with_other_special_ids_is_named(copy, tmp_path):
+    content = json.loads((copy / "tokenizer.json").read_text())
+    content["added_tokens"][3]["content"] = "[NOTHING]"
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    message = refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
+    assert f"{copy / 'tokenizer.json'}: special token [PAD]" in message
+
+
+def test_safetensors_whose_length_begins_like_a_pickle_are_published(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for length in count(1):
+        save_file({"x": torch.ones(1)}, path, {"note": "x" * length})
+        if path.read_bytes().startswith(b"\x80\x02"):
+            break
+    check_nothing_private(tmp_path, tmp_path / "source")
+
+
+def test_a_space_leaves_private_settings_out_and_refuses_paths(published, tmp_path):
+    copy_model(published[0], tmp_path / "models" / "tiny")
+    assert "_name_or_path" not in (tmp_path / "models" / "tiny" / "config.json").read_text()
+    source = shutil.copytree(published[0], tmp_path / "other")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "data_dir": "/home/anna/patients"}))
+    with pytest.raises(PublishError, match="/home/anna/patients"):
+        copy_model(source, tmp_path / "models" / "other")
+
+
+def test_two_models_of_one_name_in_a_space_are_refused(tmp_path):
+    with pytest.raises(SpaceError, match="two models would be called final"):
+        make_space(tmp_path / "out", "tiny", tmp_path / "x", [tmp_path / "a" / "final", tmp_path / "b" / "final"])
 
 
 def test_without_push_nothing_is_uploaded_and_it_says_so(copy, tmp_path, no_load, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from hub_configs.publish import PublishError, upload
 
-from .local_hub import File, Refusal
+from .local_hub import File, Refusal, Repository
 
 NAME = "genomes/tiny"
 
@@ -131,6 +131,35 @@ def test_an_interrupted_upload_publishes_nothing_and_goes_on_later(hub, folder, 
     assert bool(again) == (place != "/commit/")  # what has arrived is not sent twice
 
 
+def test_an_answer_that_is_lost_after_the_commit_is_said_and_update_sets_the_tag(hub, folder, monkeypatch):
+    original = Repository.add
+
+    def add(repository, title, files):
+        commit = original(repository, title, files)
+        if title.startswith("Publish"):
+            raise ConnectionError
+        return commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Repository, "add", add)
+        with pytest.raises(PublishError, match="--update"):
+            upload(folder, NAME, "v1.0.0", api(hub))
+    assert "config.json" in files_of(hub) and not hub.repositories[NAME].tags
+    commits = len(hub.repositories[NAME].commits)
+    commit = upload(folder, NAME, "v1.0.0", api(hub), update=True)
+    assert hub.repositories[NAME].tags["v1.0.0"] == commit and len(hub.repositories[NAME].commits) == commits
+
+
+def test_a_hub_that_is_busy_is_not_taken_for_a_wrong_token(hub, folder):
+    def fail(method, path):
+        if "whoami" in path:
+            raise Refusal(503, "busy")
+
+    hub.before = fail
+    with pytest.raises(PublishError, match="cannot be reached"):
+        upload(folder, NAME, "v1.0.0", api(hub))
+
+
 def test_a_tag_that_fails_says_that_the_commit_is_there(hub, folder):
     def fail(method, path):
         if "/tag/" in path:
@@ -148,7 +177,7 @@ def test_a_hub_that_stores_something_else_is_noticed(hub, folder, monkeypatch):
     def damage(key, value, files):
         original(key, value, files)
         if value["path"] == "config.json":
-            files["config.json"] = File(b"{} ")
+            files["config.json"] = File(b"[]")  # of the same size
 
     monkeypatch.setattr(hub, "apply", damage)
     with pytest.raises(PublishError, match="differs from the folder: config.json"):

@@ -11,7 +11,7 @@ from hub_configs.convert import convert
 from hub_configs.convert import main as convert_tool
 from hub_configs.folder import foreign_code, sha256_of, write_model_code
 from hub_configs.reference import reference_outputs, write_reference
-from hub_configs.verify import compare
+from hub_configs.verify import compare, fresh_environment
 from hub_configs.verify import main as verify_tool
 from modeling import StrandBertConfig, StrandBertForMaskedLM, StrandBertForSequenceClassification
 
@@ -175,6 +175,19 @@ def test_another_shape_nan_or_a_difference_is_a_failure(found):
     expected = {"logits": torch.zeros(5, 4)}
     assert compare({"logits.default": expected["logits"], "logits.eager": found}, expected, tolerance=1e-4)[1]
     assert not compare({"logits.default": expected["logits"], "logits.eager": expected["logits"]}, expected, 1e-4)[1]
+
+
+def test_caches_of_the_user_do_not_reach_the_fresh_interpreter(monkeypatch, tmp_path):
+    for name in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"):
+        monkeypatch.setenv(name, "of the user")
+    assert "of the user" not in fresh_environment(tmp_path).values()
+
+
+def test_a_tokenizer_without_padding_is_named(folder, capsys):
+    content = (folder / "tokenizer.json").read_text().replace("[PAD]", "[NOTHING]")
+    (folder / "tokenizer.json").write_text(content)
+    assert verify_tool([str(folder), "--write-reference"]) == 1
+    assert "tokenizer.json has no token [PAD]" in capsys.readouterr().err
 
 
 @pytest.mark.shared
