@@ -16,7 +16,7 @@ Fine-tune a DNA encoder on labelled sequences: a task of the GUE benchmark, or a
 The step with the lowest validation loss is kept and tested. The output folder holds the model with its label names
 (pipeline("text-classification", model=folder, trust_remote_code=True)), all_results.json, test_predictions.csv, and
 pictures of the confusion matrix and the curves. Run the same command again to resume after an interruption.
-docs/finetuning.md says which settings help.
+docs/finetuning.md says what the settings do.
 """
 
 import copy
@@ -37,6 +37,7 @@ from transformers import EarlyStoppingCallback, TrainerState, set_seed
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_task
 from inference.reading import SequenceInputError
 from training.checkpoints import (
+    SETTINGS_FILE,
     CheckpointError,
     checkpoints_in,
     last_whole_checkpoint,
@@ -87,7 +88,28 @@ from training.storage import StorageError, check_writable, writing_into
 logger = logging.getLogger("run_classification")
 
 FINAL_FOLDER = ".final"
-WRITTEN = (RESULTS_FILE, "config.json", "model.safetensors", "adapter_config.json", "kmer_logistic.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WRITTEN = (RESULTS_FILE, "config.json", "model.safetensors", *ADAPTER_FILES, "kmer_logistic.json")
+FREE_TO_CHANGE = ("recipe", "trust_remote_code", "attn_implementation")  # between the sessions of one run
+FIXED_TRAINING_SETTINGS = (
+    "seed",
+    "learning_rate",
+    "global_batch_size",
+    "max_steps",
+    "num_train_epochs",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "warmup_ratio",
+    "weight_decay",
+    "label_smoothing_factor",
+    "class_weights",
+    "layer_decay",
+    "augment_reverse_complement",
+    "augment_tokens",
+    "augment_crop",
+    "average_strands",
+    "average_tokens",
+)
 
 
 def main(argv: list[str] | None = None):
@@ -159,6 +181,9 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: F
         raise SettingsError("--merge_lora merges adapters; add --use_lora")
     if model_args.use_lora and not model_args.model_name_or_path:
         raise SettingsError("--use_lora adapts a pre-trained model; name one with --model")
+    for source in (model_args.model_name_or_path, model_args.config_name):
+        if source not in (None, KMER_LOGISTIC) and Path(source).resolve() == Path(args.output_dir).resolve():
+            raise SettingsError(f"--output_dir {args.output_dir} is the model's own folder; choose another")
     if args.n_gpu > 1:
         raise SettingsError("several GPUs need one process each; start with accelerate launch or torchrun")
     if not 0 < data_args.validation_split_percentage < 100:
@@ -194,6 +219,8 @@ def read_data(data_args: DataArguments) -> Data:
     if held_out:
         train, validation = split_off_validation(splits["train"], data_args.validation_split_percentage)
         splits = {"train": train, "validation": validation} | {name: splits[name] for name in splits if name == "test"}
+    if data_args.max_train_samples:
+        splits["train"] = splits["train"].take(range(min(data_args.max_train_samples, len(splits["train"]))))
     report = {
         "rows": {name: len(examples) for name, examples in splits.items()},
         "validation_held_out": held_out,
@@ -201,8 +228,6 @@ def read_data(data_args: DataArguments) -> Data:
         "labels": list(labels.names),
         "problem_type": labels.problem_type,
     }
-    if data_args.max_train_samples:
-        splits["train"] = splits["train"].take(range(min(data_args.max_train_samples, len(splits["train"]))))
     return Data(splits, labels, task, report)
 
 
@@ -217,7 +242,7 @@ def _files_of_task(task: Task, data_dir: str) -> dict[str, list[Path]]:
         path = task.file(data_dir, split)
         if path:
             files[name] = [path]
-        elif split != "dev":
+        elif split != "dev" or any(known.split == "dev" for known in task.splits):
             raise SettingsError(
                 f"{split}.csv of task {task.name} is not under --data_dir {data_dir} (looked for "
                 f"{task.name}/{split}.csv and .csv.gz); python -m gue.check {data_dir} lists what is missing"
@@ -309,6 +334,8 @@ def build_trainer(
         augmentation = Augmentation(args.augment_reverse_complement, args.augment_tokens, args.augment_crop)
     if args.augment_tokens and not classifier.packed:
         raise SettingsError("--augment_tokens works with StrandBERT models only")
+    if args.label_smoothing_factor and data.labels.problem_type != SINGLE_LABEL:
+        raise SettingsError(f"--label_smoothing_factor is for classes; this is {data.labels.problem_type}")
     views = tuple(
         View(reverse, variant, args.augment_tokens)
         for variant in range(args.average_tokens)
@@ -338,13 +365,15 @@ def build_trainer(
 def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data) -> dict:
     """One training: resume or start, keep the best step, test it, save everything. Returns the results."""
     checkpoint = find_checkpoint(args)
-    set_seed(args.seed)
-    classifier = build_classifier(model_args, data_args, data.labels)
     settings = {
         "model": asdict(model_args),
         "data": asdict(data_args),
         "training": json.loads(args.to_json_string()),
     }
+    if checkpoint:
+        check_same_run(checkpoint, settings)
+    set_seed(args.seed)
+    classifier = build_classifier(model_args, data_args, data.labels)
     trainer = build_trainer(classifier, data, args, settings)
     if args.overwrite_output_dir and args.should_save:
         for old in checkpoints_in(args.output_dir):
@@ -400,6 +429,33 @@ def find_checkpoint(args: FineTuningArguments) -> str | None:
     return None
 
 
+def check_same_run(checkpoint: str, settings: dict):
+    """
+    Make sure that a checkpoint is of the run that was asked for, and that the best step so far is still there.
+
+    Raises:
+        CheckpointError: naming the setting that differs, with both values, or the step that is missing.
+    """
+    path = Path(checkpoint) / SETTINGS_FILE
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for group, values in settings.items():
+        names = FIXED_TRAINING_SETTINGS if group == "training" else values.keys() - set(FREE_TO_CHANGE)
+        for name in sorted(names):
+            old = before.get(group, {}).get(name, values[name])
+            if old != values[name]:
+                raise CheckpointError(
+                    f"{checkpoint} was saved with --{name} {old}, now it is {values[name]}; give the same settings to "
+                    "go on, choose another --output_dir, or start over with --overwrite_output_dir"
+                )
+    best = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).best_model_checkpoint
+    problem = best and what_is_wrong(best)
+    if problem:
+        raise CheckpointError(
+            f"cannot resume from {checkpoint}: its best step is {best}: {problem}. Start in the folder in which the "
+            "run was begun, move the run back if it was moved, or start over with --overwrite_output_dir"
+        )
+
+
 def check_free(args: FineTuningArguments):
     """Raise CheckpointError when the output folder holds a model or results that would be overwritten."""
     found = [name for name in WRITTEN if (Path(args.output_dir) / name).exists()]
@@ -449,7 +505,8 @@ def is_finished(checkpoint: str, trainer: ClassificationTrainer) -> bool:
 def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data):
     """One training for each learning rate, in a folder of its own; the one with the lowest validation loss wins."""
     folder, rates, found = Path(args.output_dir), args.learning_rate_sweep, {}
-    check_free(args)
+    if (folder / RESULTS_FILE).exists() or not any(folder.glob("lr-*")):  # else a sweep that was interrupted
+        check_free(args)
     for rate in rates:
         one = copy.deepcopy(args)
         one.learning_rate, one.output_dir = rate, str(folder / f"lr-{rate:g}")
@@ -460,8 +517,9 @@ def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuning
     best = min(rates, key=lambda rate: found[rate]["eval_loss"])
     logger.info("learning rate %g has the lowest validation loss", best)
     if args.should_save:
-        for path in sorted((folder / f"lr-{best:g}").iterdir(), key=lambda path: path.name == RESULTS_FILE):
-            if path.name != RESULTS_FILE:
+        remove_earlier(folder)
+        for path in sorted((folder / f"lr-{best:g}").iterdir()):
+            if path.is_file() and path.name != RESULTS_FILE:
                 shutil.copy2(path, folder / f".{path.name}")
                 os.replace(folder / f".{path.name}", folder / path.name)
         validation = {f"{rate:g}": found[rate]["eval_loss"] for rate in rates}
@@ -483,6 +541,7 @@ def train_kmer_logistic(data: Data, args: FineTuningArguments):
     with writing_into(args.output_dir, lambda: "make room and run the same command again"):
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_earlier(folder)
         model.save(folder)
         logits = {split: model.logits(data.splits[split]) for split in data.splits if split != "train"}
         show_results(write_results(logits, data, folder, None, {"model": KMER_LOGISTIC} | results), folder)
@@ -500,7 +559,14 @@ def save_model(trainer: ClassificationTrainer):
     trainer.save_model(str(aside))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
+        remove_earlier(Path(trainer.args.output_dir))
         move_files(aside, Path(trainer.args.output_dir))
+
+
+def remove_earlier(folder: Path):
+    """Delete what an earlier run left: loading would prefer its adapter to a new whole model."""
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gue.cost import COUNTED_FLOPS
+from gue.cost import COUNTED_FLOPS, KMER_LOGISTIC
 from gue.ranking import average_ranks, critical_difference, friedman_p, plot_critical_difference, top_two
 from gue.results import ResultsError, read_results, row_key
 from gue.tasks import TASKS, Task, read_table
@@ -138,7 +138,10 @@ def _what_was_run(measured, rows) -> str:
         seeds = sorted({seed for cell in scores.values() for seed in cell.seeds})
         row = next(row for row in rows if row["name"] == name)
         swept = max(cell.learning_rates for cell in scores.values())
-        rates = f", learning rate chosen on dev of {swept}" if swept > 1 else ""
+        rates = f", learning rate chosen on dev of {swept}"
+        if swept == 1:
+            used = _list(sorted({cell.learning_rate for cell in scores.values()}, key=float))
+            rates = "" if row["model"] == KMER_LOGISTIC else f", learning rate {used}"
         settings = f" `{row['settings']}`" if row["settings"] else ""
         collapsed = [f"{task} ({c.collapsed} of {len(c.seeds)})" for task, c in scores.items() if c.collapsed]
         collapse = f"; collapsed to one answer: {_list(collapsed)}" if collapsed else ""

@@ -16,7 +16,7 @@ from tokenization.tokenizer_files import write_text_atomically
 
 COLUMNS = (
     "name model task seed learning_rate settings data test_mcc test_f1 test_accuracy eval_mcc eval_f1 eval_accuracy "
-    "eval_loss collapsed train_rows test_rows seconds parameters flops_500bp"
+    "eval_loss collapsed train_rows test_rows seconds parameters flops_500bp weights"
 ).split()
 NUMBERS = [column for column in COLUMNS if column in ("seed", "learning_rate") or column.startswith(("test_", "eval_"))]
 KEY = ("name", "task", "seed", "learning_rate")

@@ -10,6 +10,7 @@ may share one --output_dir: each takes runs that no other has taken. Then: pytho
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -36,6 +37,11 @@ LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # as in training.classification_
 FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
 WAIT_SECONDS = 1  # between looks at a run that another process has taken
 KEPT = ("all_results.json", "settings.json", "log.txt")
+OWN_FLAGS = {
+    **dict.fromkeys(("model", "model_name_or_path", "config_name"), "--model and --random_weights"),
+    **dict.fromkeys(("learning_rate", "learning_rate_sweep"), "--learning_rates"),
+    **{"seed": "--seeds", "task_name": "--tasks", "data_dir": "--data_dir", "output_dir": "--output_dir"},
+}  # of run_classification.py, and what sets them here
 
 
 @dataclass(frozen=True)
@@ -120,12 +126,13 @@ def _check_same_settings(folder: Path, arguments: argparse.Namespace):
         "data_dir": str(arguments.data_dir.resolve()),
         "script": str(arguments.script.resolve()),
         "settings": settings_text(arguments),
+        "weights": arguments.weights,
     }
     note = folder / "settings.json"
     if note.exists():
         earlier = json.loads(note.read_text(encoding="utf-8"))
         for key, value in settings.items():
-            if earlier[key] != value:
+            if earlier.get(key, value) != value:
                 raise ResultsError(
                     f"{folder} was begun with {key} {earlier[key]}, now it is {value}; "
                     "give another --output_dir, or delete that folder"
@@ -149,12 +156,25 @@ def make_row(arguments: argparse.Namespace, run: Run, results: dict, flops: int 
         "train_rows": rows.get("train", ""),
         "test_rows": rows.get("test", ""),
         "flops_500bp": flops or "",
+        "weights": arguments.weights,
     }
 
 
 def settings_text(arguments: argparse.Namespace) -> str:
     """What distinguishes this use of the model from others, as the report prints it."""
     return " ".join(["random weights"] * arguments.random_weights + [shlex.join(arguments.settings)]).strip()
+
+
+def weights_digest(arguments: argparse.Namespace) -> str:
+    """First digits of the sha256 of the model's weights; "" for a Hub name, random weights and the k-mer baseline."""
+    path = Path(arguments.model) / "model.safetensors"
+    if arguments.random_weights or not path.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()[:12]
 
 
 def all_published(task: Task, data_dir: Path) -> bool:
@@ -217,9 +237,14 @@ def one_run(arguments: argparse.Namespace, run: Run, lock, flops: int | None) ->
 
 
 def check_name(arguments: argparse.Namespace):
-    """Raise ResultsError when the results file has this name for another model or other settings."""
+    """Raise ResultsError when the results file has this name for another model, other weights or other settings."""
     for number, row in enumerate(read_results(arguments.results), 2):
         here = (arguments.model, settings_text(arguments))
+        if row["name"] == arguments.name and (row.get("weights") or arguments.weights) != arguments.weights:
+            raise ResultsError(
+                f"{arguments.results}, line {number}: {arguments.model} had other weights then (sha256 "
+                f"{row['weights']}..., now {arguments.weights or 'none'}); choose another --name and --output_dir"
+            )
         if row["name"] == arguments.name and (row["model"], row["settings"]) != here:
             raise ResultsError(
                 f"{arguments.results}, line {number}: the name {arguments.name!r} stands for {row['model']} "
@@ -234,6 +259,12 @@ def read_settings(settings: list[str]) -> argparse.Namespace:
     for flag in ("--use_lora", "--trust_remote_code"):
         parser.add_argument(flag, nargs="?", const="true", default="false")
     return parser.parse_known_args(settings)[0]
+
+
+def own_flag(settings: list[str]) -> str | None:
+    """The first flag behind -- that the grid sets itself: the results would be filed under another value."""
+    names = (word[2:].split("=")[0].replace("-", "_") for word in settings if word.startswith("--"))
+    return next((name for name in names if name in OWN_FLAGS), None)
 
 
 def is_on(value: str) -> bool:
@@ -276,6 +307,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     cut = argv.index("--") if "--" in argv else len(argv)
     arguments = parser.parse_args(argv[:cut])
     arguments.settings = argv[cut + 1 :]
+    if own := own_flag(arguments.settings):
+        parser.error(f"--{own} behind -- : the grid sets it; use {OWN_FLAGS[own]} before --")
     random = ", random weights" if arguments.random_weights else ""
     arguments.name = arguments.name or Path(arguments.model).absolute().name + random
     lora = is_on(read_settings(arguments.settings).use_lora)
@@ -292,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"not usable: {', '.join(f'{flag} {value}' for flag, value in wrong.items())}")
     try:
         tasks = find_tasks(arguments.tasks)
+        arguments.weights = weights_digest(arguments)
         check_writable(arguments.output_dir, "--output_dir")
         check_name(arguments)
     except (UnknownTaskError, ResultsError, StorageError) as error:

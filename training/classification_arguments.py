@@ -25,7 +25,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "pre-trained model: StrandBERT (folder or Hub name), any encoder of transformers with a "
-            "classifier, or kmer-logistic, the baseline of k-mer counts, which takes seconds",
+            "classifier, or kmer-logistic, the baseline of k-mer counts, which takes seconds to minutes",
             "aliases": ["--model"],
         },
     )
@@ -143,7 +143,11 @@ class FineTuningArguments(RunArguments):
         metadata={"help": "the paper whose length of training a task gets", "choices": ["dnabert2", "dnagrinder"]},
     )
     warmup_steps: float | None = field(
-        default=50, metadata={"help": "steps of linear warm-up, at most a tenth of the run (below 1: share of the run)"}
+        default=None,
+        metadata={
+            "help": "steps of linear warm-up, at most a tenth of the run (below 1: share of the run); default: 50, or "
+            "--warmup_ratio"
+        },
     )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay"})
     global_batch_size: int | None = field(
@@ -193,7 +197,9 @@ class FineTuningArguments(RunArguments):
             raise ValueError(f"eval_strategy is {self.eval_strategy!r}; the best step is found by steps or epoch")
         self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps
         self.load_best_model_at_end, self.metric_for_best_model, self.greater_is_better = True, "eval_loss", False
-        for name in ("augment_tokens", "layer_decay"):
+        if self.warmup_steps is None and self.warmup_ratio is None:
+            self.warmup_steps = 50
+        for name in ("augment_tokens", "layer_decay", "label_smoothing_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie from 0 to 1")
         self.epochs_given = self.num_train_epochs is not None

@@ -93,10 +93,20 @@ class Columns:
 
 
 def pair_columns(path: str | Path, labels: tuple[str, ...]) -> Columns:
-    """The first two columns of a table besides the labels, as the paired tasks of GUE+ have them in no fixed names."""
+    """
+    The first two columns of a table besides the labels, as the paired tasks of GUE+ have them in no fixed names.
+
+    Raises:
+        LabelledDataError: there are no two.
+    """
     header = [title.strip() for title in next(csv.reader(read_lines(path)), [])]
-    first, second = (*(title for title in header if title not in labels), "sequence", "sequence")[:2]
-    return Columns(first, second, labels)
+    titles = [title for title in header if title not in labels]
+    if len(titles) < 2:
+        raise LabelledDataError(
+            f"{path}, line 1: a task of pairs has two columns of sequences; the columns are "
+            f"{', '.join(map(repr, header)) or '(none)'}"
+        )
+    return Columns(titles[0], titles[1], labels)
 
 
 def read_labelled(

@@ -38,6 +38,7 @@ LORA_TARGETS = ("Wqkv", "dense", "gated_layers", "wo")
 QUERIES_AND_VALUES = ("query", "value", "q_proj", "v_proj", "in_proj")
 HEADS = ("classifier", "score", "pooler")
 LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
+FLAGS = {"classifier_pooling": "pooling", "hidden_dropout_prob": "dropout"}  # where they are not named as the setting
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -91,10 +92,8 @@ def load_config(source: str, labels: Labels, trust_remote_code: bool = False, **
                 f"first: python -m hub_configs.convert {source} FOLDER"
             )
         if options:
-            raise ModelError(
-                f"--{' and --'.join(options)} work with StrandBERT models only; {source} is a "
-                f"{content.get('model_type')!r}"
-            )
+            flags = " and ".join(f"--{FLAGS.get(name, name)}" for name in options)
+            raise ModelError(f"{flags} work with StrandBERT models only; {source} is a {content.get('model_type')!r}")
         if content.get("model_type") == "bert":  # DNABERT: its own code is BERT's, and not for today's transformers
             return BertConfig.from_pretrained(source, **head)
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **head)
@@ -149,6 +148,7 @@ def load_classifier(
             "they do not belong together"
         )
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    missing = ()
     model_class = {STRANDBERT: StrandBertForSequenceClassification, "bert": BertForSequenceClassification}.get(
         config.model_type
     )
@@ -159,13 +159,22 @@ def load_classifier(
                 options | {"trust_remote_code": trust_remote_code},
             )
         if weights:
-            model = model_class.from_pretrained(weights, config=config, dtype=torch.float32, **options)
+            options |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
+            model, info = model_class.from_pretrained(weights, **options)
+            missing = info["missing_keys"]
         elif model_class is AutoModelForSequenceClassification:
             model = model_class.from_config(config, **options)
         else:
             model = model_class._from_config(config, **options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"cannot load {weights or config.model_type} as a classifier: {error}") from None
+    depths = layer_depths(model)
+    random = sorted(key for key in missing if depths.get(key, 0))
+    if random:
+        raise ModelError(
+            f"{weights} lacks {len(random)} weights of the encoder, which would be random: {', '.join(random[:3])}"
+            f"{', ...' if len(random) > 3 else ''}. Check that its config.json belongs to the weights"
+        )
     strandbert = config.model_type == STRANDBERT
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id

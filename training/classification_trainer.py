@@ -115,7 +115,8 @@ class ClassificationTrainer(ExactTrainer):
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.labels.problem_type == SINGLE_LABEL:
-            return F.cross_entropy(logits, labels, weight=self.class_weights, reduction="none").mean()
+            options = {"weight": self.class_weights, "label_smoothing": self.args.label_smoothing_factor}
+            return F.cross_entropy(logits, labels, reduction="none", **options).mean()
         if self.labels.problem_type == MULTI_LABEL:
             return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.class_weights)
         return F.mse_loss(logits, (labels - self.label_mean) / self.label_deviation)

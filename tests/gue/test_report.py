@@ -125,6 +125,11 @@ def test_report_shows_measured_beside_published_and_names_the_rest(results, tmp_
     }
 
 
+def test_learning_rate_is_named(results, tmp_path):
+    main([str(results(row(rate="0.0003"))), "--output_dir", str(tmp_path)])
+    assert "1 tasks, seeds 0, learning rate 0.0003" in (tmp_path / "report.md").read_text()
+
+
 def test_collapsed_runs_are_named(results, tmp_path):
     path = results(row(collapsed="the same answer for every sequence", mcc=0.0), row(seed=1), row(seed=2))
     main([str(path), "--output_dir", str(tmp_path)])

@@ -181,6 +181,29 @@ def test_launcher_that_is_not_there_is_named(flags, tmp_path, capsys):
     assert "no program 'acelerate'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("setting", "instead"), [("--learning_rate", "--learning_rates"), ("--seed=5", "--seeds"), ("--model", "--model")]
+)
+def test_what_the_grid_sets_is_refused_among_the_settings(flags, tmp_path, capsys, setting, instead):
+    with pytest.raises(SystemExit):
+        main([*flags, "--output_dir", str(tmp_path / "out"), "--", setting, "1"])
+    assert f"the grid sets it; use {instead}" in capsys.readouterr().err
+
+
+def test_changed_weights_are_not_filed_under_the_old_name(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gue.run.count_flops", lambda *_: None)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"old")
+    flags[flags.index("kmer-logistic")] = str(weights.parent)
+    command = [*flags, "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 0 and main(command) == 0
+    weights.write_bytes(b"new")
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "had other weights then" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--data_dir", "--script"])
 def test_missing_folder_or_script_is_named(flags, tmp_path, flag, capsys):
     flags[flags.index(flag) + 1] = "nowhere"

@@ -229,6 +229,11 @@ def test_a_held_out_part_shares_no_sequence_with_the_rest(tmp_path_factory, sequ
     assert sorted(train.where + validation.where) == sorted(examples["train"].where)
 
 
+def test_a_table_with_one_sequence_is_no_table_of_pairs(tmp_path):
+    with pytest.raises(LabelledDataError, match="line 1: a task of pairs has two columns of sequences"):
+        pair_columns(write(tmp_path, GOOD), ("label",))
+
+
 def test_too_few_rows_to_hold_any_out(tmp_path):
     examples, _ = read(tmp_path, "sequence,label\nACGT,0\nACGT,1\n")
     with pytest.raises(LabelledDataError, match="2 rows are too few"):

@@ -282,6 +282,8 @@ def test_models_that_do_not_fit_are_named(strandbert, dnabert, tmp_path, tokeniz
         load_config(str(tmp_path / "absent"), LABELS)
     with pytest.raises(ModelError, match="--classifier_head work with StrandBERT models only"):
         load_config(str(dnabert), LABELS, classifier_head="mlp")
+    with pytest.raises(ModelError, match="--pooling and --dropout work with"):
+        load_config(str(dnabert), LABELS, classifier_pooling="mean", hidden_dropout_prob=0.1)
     config = load_config(str(strandbert), LABELS)
     with pytest.raises(ModelError, match="no tokenizer at .*--tokenizer_name"):
         load_tokenizer(str(tmp_path), config)
@@ -296,6 +298,15 @@ def test_an_original_dnabert2_folder_is_sent_to_the_converter(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match="python -m hub_configs.convert"):
         load_config(str(tmp_path), LABELS)
+
+
+def test_another_model_without_a_weight_is_refused(dnabert, tmp_path):
+    folder = shutil.copytree(dnabert, tmp_path / "damaged")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["bert.encoder.layer.0.output.dense.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lacks 1 weights of the encoder.* bert.encoder.layer.0.output.dense.weight"):
+        load(folder)
 
 
 def test_a_pretrained_model_without_a_weight_is_refused(strandbert, tmp_path):

@@ -520,11 +520,70 @@ def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
         ({"augment_tokens": 2}, "augment_tokens is 2"),
         ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
         ({"problem_type": "ranking"}, "problem_type"),
+        ({"label_smoothing_factor": 1.5}, "label_smoothing_factor is 1.5"),
+        ({"label_smoothing_factor": 0.1, "problem_type": "regression"}, "--label_smoothing_factor is for classes"),
+        ({"config_name": ".", "output_dir": "."}, "is the model's own folder"),
     ],
 )
 def test_wrong_settings_end_in_one_line(settings, changes, message, capsys):
     found = error_of(settings, **changes) + capsys.readouterr().err
     assert message in found
+
+
+def interrupt(settings, monkeypatch, step=6):
+    """Begin a run and stop it after its first checkpoint."""
+    training_step = ClassificationTrainer.training_step
+
+    def interrupted(self, *arguments):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return training_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 1e-3), ("seed", 7), ("max_train_samples", 40), ("pooling", "mean"), ("augment_crop", 3)],
+)
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(settings, monkeypatch, name, value):
+    interrupt(settings, monkeypatch)
+    found = error_of(settings, **{name: value})
+    assert "checkpoint-4 was saved with --" + name in found and f"now it is {value}" in found
+
+
+def test_a_run_without_its_best_step_is_not_gone_on_from(settings, tmp_path, monkeypatch):
+    interrupt(settings, monkeypatch)
+    os.rename(settings["output_dir"], tmp_path / "moved")
+    data = {"output_dir": str(tmp_path / "moved")}
+    assert "its best step is" in error_of(settings, **data) and not (tmp_path / "moved/all_results.json").exists()
+
+
+def test_a_whole_model_replaces_an_adapter(settings, tmp_path):
+    base = run(settings, max_steps=2, output_dir=str(tmp_path / "base"))
+    changes = {"config_name": None, "tokenizer_name": None, "model": str(base), "max_steps": 2}
+    run(settings, **changes, use_lora=True)
+    folder = run(settings, **changes, overwrite_output_dir=True)
+    assert not list(folder.glob("adapter_*"))
+    logits = outputs(folder, settings["test_file"])
+    assert np.exp(logits) / np.exp(logits).sum(1, keepdims=True) == pytest.approx(predictions(folder), abs=1e-5)
+
+
+def test_warm_up_may_be_a_share_of_the_run(mouse_task, seen):
+    run(mouse_task, warmup_ratio=0.02)
+    assert seen["args"].get_warmup_steps(1000) == 20
+
+
+def test_a_task_that_has_a_dev_split_needs_its_file(mouse_task, seen):
+    (Path(mouse_task["data_dir"]) / "GUE/mouse/2/dev.csv").unlink()
+    assert "dev.csv of task mouse/2 is not under" in error_of(mouse_task)
+
+
+def test_rows_left_out_are_not_counted(settings):
+    assert results(run(settings, max_steps=1, max_train_samples=40))["data"]["rows"]["train"] == 40
 
 
 def test_a_finished_run_is_not_overwritten(settings):
