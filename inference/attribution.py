@@ -14,7 +14,7 @@ bases, are averaged. The parts of a sequence add up to what the logit gained ove
 """
 
 import argparse
-import sys
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from inference.jobs import JobError, processes, run
+from inference.jobs import JobError, check_files, processes, run, said_in_one_line
 from inference.loading import SequenceEncoder, fingerprint, load_classifier
 from inference.logo import draw_logo, information, of_sequence, save
-from inference.masked_scores import USER_ERRORS
 from inference.motifs import find_motifs, write_meme
-from inference.reading import SequenceRecord, read_records, reverse_complement
+from inference.reading import SequenceRecord, add_input_arguments, read_records, reverse_complement
 from modeling.alibi_attention import alibi_slopes
 from modeling.nucleotides import token_lengths
 from training.storage import check_writable
@@ -144,10 +143,7 @@ def attention_profile(
     Raises:
         ValueError: no such layer or query.
     """
-    count = model.config.num_hidden_layers
-    depth = layer if layer > 0 else count + 1 + layer
-    if not 1 <= depth <= count:
-        raise ValueError(f"layer={layer} does not exist; the model has {count}, so 1 .. {count} or -{count} .. -1")
+    depth = layer_number(model.config, layer)
     if query not in ("cls", "mean"):
         raise ValueError(f"query={query!r} is unknown; choose cls or mean")
     lengths = token_lengths(encoder.tokenizer)
@@ -156,6 +152,15 @@ def attention_profile(
         tokens = _attention_received(model, ids, depth, query).numpy()
         profiles.append(np.repeat(tokens / lengths[ids].clamp(min=1).numpy(), lengths[ids].numpy()))
     return (profiles[0] + profiles[1][::-1]) / 2 if both_strands else profiles[0]
+
+
+def layer_number(config, layer: int) -> int:
+    """1 for the first layer; -1 is the last. Raises ValueError for a layer that does not exist."""
+    count = config.num_hidden_layers
+    depth = layer if layer > 0 else count + 1 + layer
+    if not 1 <= depth <= count:
+        raise ValueError(f"layer={layer} does not exist; the model has {count}, so 1 .. {count} or -{count} .. -1")
+    return depth
 
 
 def _attention_received(model, ids: Tensor, depth: int, query: str) -> Tensor:
@@ -230,7 +235,7 @@ def _sequences(tables: Iterator[pyarrow.Table]) -> Iterator[tuple[str, bytes, np
 
 
 def attribute_file(options: argparse.Namespace):
-    """The command with its options; returns what was read, and the motifs."""
+    """The command with its options; returns what was read (in the main process), and the motifs."""
     output = Path(options.output)
     if output.suffix not in (".parquet", ".csv", ".tsv"):
         raise JobError(f"--output {output} must end in .parquet, .csv or .tsv")
@@ -238,12 +243,17 @@ def attribute_file(options: argparse.Namespace):
         if not options.motifs.endswith(".meme"):
             raise JobError(f"--motifs {options.motifs} must end in .meme; the logos are written beside it")
         check_writable(Path(options.motifs).parent, "--motifs")
+    motif_files = [Path(options.motifs), Path(options.motifs).with_suffix(".png")] if options.motifs else []
+    logos = [output.with_name(f"{output.stem}_{number}.png") for number in range(1, options.logos + 1)]
+    check_files(output, [*motif_files, *logos], (options.input, options.genome), options.overwrite)
     state = processes(options.cpu or not torch.cuda.is_available())
     model = load_classifier(options.model, torch.float32)
     model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     if model.config.model_type != "strandbert":
         raise JobError(f"{options.model} is a {model.config.model_type!r} model; attribution needs a StrandBERT")
     target = _class_of(options.target, model.config)
+    if options.method == "attention":
+        layer_number(model.config, options.layer)
     attributor = Attributor(
         model.to(state.device), SequenceEncoder(options.model, model.config), options.method, target, options.layer
     )
@@ -252,19 +262,21 @@ def attribute_file(options: argparse.Namespace):
     motifs: list = []
 
     def also_figures(tables):
-        sequences = list(_sequences(tables))
-        for number, (name, sequence, values) in enumerate(sequences[: options.logos], 1):
-            save(logo_of_sequence(sequence, values, name), output.with_name(f"{output.stem}_{number}.png"))
+        sequences = list(itertools.islice(_sequences(tables), None if options.motifs else options.logos))
+        for path, (name, sequence, values) in zip(logos, sequences, strict=False):
+            save(logo_of_sequence(sequence, values, name), path)
         if options.motifs:
             Path(options.motifs).parent.mkdir(parents=True, exist_ok=True)
             motifs.extend(find_motifs([s for _, s, _ in sequences], [v for _, _, v in sequences]))
             write_meme(options.motifs, motifs, [s for _, s, _ in sequences])
             if motifs:
-                save(logo_of_motifs(motifs), Path(options.motifs).with_suffix(".png"))
+                save(logo_of_motifs(motifs), motif_files[1])
 
-    found = run(output, settings, lambda: read_records(options.input, options.genome), attributor, state,
-                options.overwrite, BLOCK_BASES, also_figures)  # fmt: skip
-    return found, motifs
+    def read():
+        return read_records(options.input, options.genome, options.sequence_column, options.name_column)
+
+    found = run(output, settings, read, attributor, state, options.overwrite, BLOCK_BASES, also_figures)
+    return (found if state.is_main_process else None), motifs
 
 
 def _class_of(text: str | None, config) -> int | None:
@@ -284,10 +296,9 @@ def main(arguments: list[str] | None = None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", help="FASTA, FASTQ, CSV, TSV, Parquet, text, or BED with --genome")
+    add_input_arguments(parser)
     parser.add_argument("--model", required=True, help="fine-tuned StrandBERT classifier: folder, Hub name, or adapter")
     parser.add_argument("--output", required=True, help="file to write: .parquet, .csv or .tsv; position counts from 0")
-    parser.add_argument("--genome", help="FASTA file that the intervals of a BED file are cut from")
     parser.add_argument("--target", help="class, by name or number (default: the predicted one of each sequence)")
     parser.add_argument("--method", default="gradients", choices=["gradients", "attention"], help="default: gradients")
     parser.add_argument("--layer", type=int, default=-1, help="layer of --method attention (default: the last)")
@@ -298,11 +309,10 @@ def main(arguments: list[str] | None = None):
     options = parser.parse_args(arguments)
     if options.logos < 0:
         parser.error(f"--logos is {options.logos}; give a number of sequences")
-    try:
+    with said_in_one_line(ValueError):
         found, motifs = attribute_file(options)
-    except (*USER_ERRORS, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{found.sequences:,} sequences, {found.bases:,} bp -> {options.output}")
+    if found is not None:
+        print(f"{found.sequences:,} sequences, {found.bases:,} bp -> {options.output}")
     for motif in motifs:
         print(f"{motif.name}: {motif.sites:,} sites")
 

@@ -5,6 +5,7 @@ Vectors for every sequence of a file.
     python -m inference.embed peaks.bed --genome genome.fa.gz --model my_model --output peaks.npy
     python -m inference.embed chromosome.fa --model my_model --output bases.npy --resolution nucleotide
     accelerate launch --num_processes 4 -m inference.embed reads.fq.gz --model my_model --output reads.parquet
+    torchrun --nproc_per_node 4 -m inference.embed reads.fq.gz --model my_model --output reads.parquet --cpu
 
 Input: FASTA, FASTQ, CSV, TSV, Parquet, text (one sequence per line), or BED with --genome. All of it is checked before
 the first computation. Output: .parquet (name and vector in each row), .npy or .safetensors (a float32 matrix, and
@@ -14,7 +15,6 @@ A sequence of any length is read in one piece unless --window is given; memory g
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +23,14 @@ import pyarrow
 import torch
 import transformers
 
-from corpus.fasta import FastaError
-from inference.jobs import MATRIX_SUFFIXES, JobError, processes, run
-from inference.loading import ModelError, SequenceEncoder, fingerprint, load_encoder
-from inference.reading import SequenceInputError, SequenceRecord, read_records, reverse_complement
+from inference.jobs import MATRIX_SUFFIXES, JobError, check_files, processes, run, said_in_one_line
+from inference.loading import SequenceEncoder, fingerprint, load_encoder
+from inference.reading import SequenceRecord, add_input_arguments, read_records, reverse_complement
 from modeling.embedding import POOLINGS, RESOLUTIONS, STRANDS, check_options, depth_of, embed_token_ids
 from modeling.nucleotides import token_lengths, token_of_nucleotide, token_spans
-from training.storage import StorageError
 
 SUFFIXES = (".parquet", *MATRIX_SUFFIXES)
 ROWS_AT_ONCE = 1 << 16  # rows of nucleotides in memory
-USER_ERRORS = (SequenceInputError, FastaError, JobError, ModelError, StorageError, MemoryError)
 
 
 class Embedder:
@@ -112,12 +109,9 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(
         prog="python -m inference.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", help="file of sequences")
+    add_input_arguments(parser)
     parser.add_argument("--model", required=True, help="StrandBERT folder, Hub name, or LoRA adapter folder")
     parser.add_argument("--output", required=True, help=f"file to write: {', '.join(SUFFIXES)}")
-    parser.add_argument("--genome", help="FASTA file that the intervals of a BED file are cut from")
-    parser.add_argument("--sequence-column", default="sequence", help="column of a CSV, TSV or Parquet file")
-    parser.add_argument("--name-column", help="column with names (default: name or id, else the number of the row)")
     parser.add_argument("--pooling", default="mean", choices=[p for p in POOLINGS if p != "none"],
                         help="one vector of a sequence's tokens (default: mean, no special tokens)")  # fmt: skip
     parser.add_argument("--resolution", default="sequence", choices=RESOLUTIONS, help="what gets a vector of its own")
@@ -132,18 +126,16 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     options = parser.parse_args(arguments)
     transformers.utils.logging.disable_progress_bar()  # of loading weights
-    try:
+    with said_in_one_line():
         if (found := embed_file(options)) is not None:
             print(report(found), f"-> {options.output}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on where this one stopped")
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
 
 
 def embed_file(options: argparse.Namespace):
     """The command with its options; returns what was read, in the main process."""
     check_output(options.output, options.resolution)
+    index = [Path(options.output + ".index.tsv")] if options.output.endswith(MATRIX_SUFFIXES) else []
+    check_files(options.output, index, (options.input, options.genome), options.overwrite)
     state = processes(options.cpu or not torch.cuda.is_available())
     model = load_encoder(options.model, getattr(torch, options.dtype)).to(state.device)
     choice = {name: getattr(options, name) for name in (

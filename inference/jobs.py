@@ -7,13 +7,15 @@ OUTPUT.parts and become OUTPUT at the end.
 """
 
 import atexit
+import contextlib
 import csv
 import datetime
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,9 +27,11 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from inference.reading import SequenceRecord
+from corpus.fasta import FastaError
+from inference.reading import SequenceInputError, SequenceRecord
 from tokenization.tokenizer_files import write_text_atomically
-from training.storage import check_writable, writing_into
+from training.classification_model import ModelError
+from training.storage import StorageError, check_writable, writing_into
 
 BLOCK_BASES = 1 << 18  # bp; a block ends with the record that reaches this
 BLOCK_RECORDS = 4096
@@ -36,6 +40,35 @@ MATRIX_SUFFIXES = (".npy", ".safetensors")
 
 class JobError(ValueError):
     """A job that cannot start or go on; the message says why and what to do."""
+
+
+USER_ERRORS = (SequenceInputError, FastaError, JobError, ModelError, StorageError, MemoryError)
+
+
+@contextlib.contextmanager
+def said_in_one_line(*more: type[Exception]) -> Iterator[None]:
+    """Around a command: Ctrl-C, and what the user can put right (`more` too), end it with one line and status 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where this one stopped")
+    except (*USER_ERRORS, OSError, *more) as error:
+        sys.exit(f"error: {error}")
+
+
+def check_files(output: str | Path, also: Iterable[Path], inputs: Iterable[str | Path | None], overwrite: bool):
+    """
+    Raise JobError when `output`, or a file that is written with it, is one of the inputs, or is there already. What an
+    interrupted job of this output may have written is not in the way.
+    """
+    output = Path(output)
+    also, inputs = list(also), [Path(path) for path in inputs if path]
+    for path in (output, *also):
+        if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+            raise JobError(f"{path} is the input itself; choose another name")
+    for path in [] if overwrite or _parts(output).exists() else (output, *also):
+        if path.exists():
+            raise JobError(f"{path} already exists; choose another name or pass --overwrite")
 
 
 @dataclass(frozen=True)
@@ -119,7 +152,7 @@ def run(
     if output.exists() and not overwrite:
         raise JobError(f"{output} already exists; choose another --output or pass --overwrite")
     found = survey(read(), block_bases)
-    parts = output.with_name(output.name + ".parts")
+    parts = _parts(output)
     with writing_into(output.parent, lambda: "what was finished is kept; free space and start the same command again"):
         if state.is_main_process:
             counted = {key: value for key, value in asdict(found).items() if key != "block_bases"}
@@ -142,6 +175,10 @@ def _bases(record: SequenceRecord) -> int:
     return len(record.sequence) + len(record.pair or b"")
 
 
+def _parts(output: Path) -> Path:
+    return output.with_name(output.name + ".parts")
+
+
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:08d}.parquet"
 
@@ -152,13 +189,14 @@ def _start_or_resume(folder: Path, settings: dict):
     if file.is_file():
         before = json.loads(file.read_text())
         changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-        if changed:
+        if changed and any(folder.glob("part-*.parquet")):
             shown = "; ".join(f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in changed)
             raise JobError(
                 f"{folder} holds an interrupted job with other settings: {shown}. Delete that folder to start anew"
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+        if not changed:
+            return
+    elif folder.exists() and any(folder.iterdir()):
         raise JobError(f"{folder} is in the way: it is not a folder of an interrupted job; remove it")
     folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")

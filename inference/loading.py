@@ -1,13 +1,15 @@
 """Models from a folder, a Hub name or a LoRA adapter, and the fast encoding of sequences to token ids."""
 
+import contextlib
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerFast
@@ -36,9 +38,12 @@ def load_encoder(source: str, dtype: torch.dtype) -> torch.nn.Module:
         ModelError: no model there, or not a StrandBERT.
     """
     if (Path(source) / ADAPTER_CONFIG).is_file():
-        return load_classifier(source, dtype).get_base_model()  # its layers hold the adapter
-    _check_strandbert(source)
-    return StrandBertModel.from_pretrained(source, dtype=dtype).eval()
+        model = load_classifier(source, dtype).get_base_model()  # its layers hold the adapter
+        _check_strandbert(source, model.config)
+        return model
+    _check_strandbert(source, _config(source))
+    with _loading(source):
+        return StrandBertModel.from_pretrained(source, dtype=dtype).eval()
 
 
 def load_masked_lm(source: str, dtype: torch.dtype = torch.float32) -> StrandBertForMaskedLM:
@@ -48,8 +53,11 @@ def load_masked_lm(source: str, dtype: torch.dtype = torch.float32) -> StrandBer
     Raises:
         ModelError: no model there, not a StrandBERT, or one without that head (a classifier, an adapter).
     """
-    _check_strandbert(source)
-    model, info = StrandBertForMaskedLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    if (Path(source) / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{source} is an adapter without language-model head; give the model that it was made from")
+    _check_strandbert(source, _config(source))
+    with _loading(source):
+        model, info = StrandBertForMaskedLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
     lost = sorted(name for name in info["missing_keys"] if name.startswith("cls."))
     if lost:
         raise ModelError(
@@ -59,12 +67,24 @@ def load_masked_lm(source: str, dtype: torch.dtype = torch.float32) -> StrandBer
     return model.eval()
 
 
-def _check_strandbert(source: str):
-    if (model_type := _config(source).model_type) != "strandbert":
+def _check_strandbert(source: str, config):
+    if config.model_type != "strandbert":
         raise ModelError(
-            f"{source} is a {model_type!r} model, not a StrandBERT; a released DNABERT-2 becomes one "
+            f"{source} is a {config.model_type!r} model, not a StrandBERT; a released DNABERT-2 becomes one "
             "by python -m hub_configs.convert"
         )
+
+
+@contextlib.contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Weights that are absent, damaged or of another model become a ModelError of one line."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source}: no weights that can be loaded ({reason})") from None
 
 
 def load_classifier(source: str, dtype: torch.dtype, trust_remote_code: bool = False) -> torch.nn.Module:
@@ -83,14 +103,16 @@ def load_predictor(source: str, dtype: torch.dtype = torch.float32, trust_remote
     folder = Path(source)
     adapted = (folder / ADAPTER_CONFIG).is_file()
     if adapted and not (folder / "config.json").is_file():
-        classifier = _load_bare_adapter(folder, trust_remote_code)
+        with _loading(source):
+            classifier = _load_bare_adapter(folder, trust_remote_code)
     else:
         architectures = _config(source, trust_remote_code).architectures or ["a model without a name"]
         if not adapted and not any("SequenceClassification" in name for name in architectures):
             raise ModelError(
                 f"{source} is no classifier but {architectures[0]}; fine-tune it with run_classification.py"
             )
-        classifier = load_finetuned(source, trust_remote_code)
+        with _loading(source):
+            classifier = load_finetuned(source, trust_remote_code)
     classifier.model.to(dtype).eval()
     return classifier
 
@@ -145,12 +167,17 @@ class SequenceEncoder:
 
     Args:
         source: model folder, or Hub name.
-        config: of the model; the ids of the special tokens must agree.
+        config: of the model; the vocabulary and the ids of the special tokens must agree.
     """
 
     def __init__(self, source: str, config):
         self.tokenizer = _tokenizer(source)
         self._encoder = _fast_encoder(self.tokenizer.backend_tokenizer.to_str())
+        if len(self.tokenizer) > config.vocab_size:
+            raise ModelError(
+                f"{source}: the tokenizer has {len(self.tokenizer):,} tokens, more than vocab_size "
+                f"{config.vocab_size:,} of the model; they do not belong together"
+            )
         ends = self.tokenizer("A")["input_ids"]
         if [ends[0], ends[-1]] != [config.cls_token_id, config.sep_token_id] or len(ends) != 3:
             raise ModelError(f"{source}: the tokenizer does not write [CLS] A [SEP]; it does not belong to the model")

@@ -18,7 +18,6 @@ token of one letter. docs/variants.md has the formulas.
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -27,17 +26,15 @@ import pyarrow
 import torch
 from torch import Tensor
 
-from corpus.fasta import FastaError
-from inference.jobs import JobError, processes, run
-from inference.loading import ModelError, SequenceEncoder, fingerprint, load_masked_lm
-from inference.reading import SequenceInputError, SequenceRecord, read_records, reverse_complement
+from inference.jobs import check_files, processes, run, said_in_one_line
+from inference.loading import SequenceEncoder, fingerprint, load_masked_lm
+from inference.reading import SequenceRecord, add_input_arguments, read_records, reverse_complement
 from modeling.embedding import BATCH_TOKENS, STRANDS
 from modeling.memory import must_fit
 from modeling.nucleotides import token_lengths, token_spans
-from training.storage import StorageError
 
 BASES = "ACGT"
-USER_ERRORS = (SequenceInputError, FastaError, JobError, ModelError, StorageError, MemoryError)
+BLOCK_BASES = 1 << 13  # bp; a token costs a reading of its sequence
 _CODES = {base: code for code, base in enumerate(BASES)}
 
 
@@ -204,10 +201,9 @@ def main(arguments: list[str] | None = None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", help="FASTA, FASTQ, CSV, TSV, Parquet, text, or BED with --genome")
+    add_input_arguments(parser)
     parser.add_argument("--model", required=True, help="StrandBERT folder or Hub name, with its language-model head")
     parser.add_argument("--output", required=True, help="file to write: .parquet, .csv or .tsv; position counts from 0")
-    parser.add_argument("--genome", help="FASTA file that the intervals of a BED file are cut from")
     parser.add_argument("--reverse-complement", default="average", choices=STRANDS, help="average both strands, or not")
     parser.add_argument("--batch-tokens", type=int, help="tokens per pass (default: 4096 on a CPU, 65536 on a GPU)")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
@@ -215,20 +211,21 @@ def main(arguments: list[str] | None = None):
     options = parser.parse_args(arguments)
     if not options.output.endswith((".parquet", ".csv", ".tsv")):
         parser.error(f"--output {options.output} must end in .parquet, .csv or .tsv")
-    try:
+    with said_in_one_line():
+        check_files(options.output, [], (options.input, options.genome), options.overwrite)
         state = processes(options.cpu or not torch.cuda.is_available())
         model = load_masked_lm(options.model).to(state.device)
         encoder = SequenceEncoder(options.model, model.config)
         both = options.reverse_complement == "average"
         compute = BaseProbabilities(model, encoder, both, options.batch_tokens)
         settings = {"weights": fingerprint(model), "device": state.device.type, "both_strands": both}
-        found = run(
-            options.output, settings, lambda: read_records(options.input, options.genome), compute.tables, state,
-            options.overwrite,
-        )  # fmt: skip
-        print(f"{found.sequences:,} sequences, {found.bases:,} bp -> {options.output}")
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+
+        def read():
+            return read_records(options.input, options.genome, options.sequence_column, options.name_column)
+
+        found = run(options.output, settings, read, compute.tables, state, options.overwrite, BLOCK_BASES)
+        if state.is_main_process:
+            print(f"{found.sequences:,} sequences, {found.bases:,} bp -> {options.output}")
 
 
 if __name__ == "__main__":

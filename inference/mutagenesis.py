@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from corpus.vcf_files import VariantError
-from inference.jobs import JobError
+from inference.jobs import USER_ERRORS, JobError
 from inference.loading import SequenceEncoder, load_masked_lm
 from inference.logo import draw_logo, of_sequence, save
-from inference.masked_scores import BASES, USER_ERRORS
+from inference.masked_scores import BASES
 from inference.reading import Genome
 from inference.score_variants import FLANK, SCORES, VariantScorer
 from inference.variant_windows import aliases, genome_contig, variant_windows

@@ -12,7 +12,6 @@ value for regression). An interrupted job goes on when the same command is given
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,10 +21,10 @@ import pyarrow
 import torch
 import transformers
 
-from inference.embed import USER_ERRORS, report
-from inference.jobs import JobError, processes, run
+from inference.embed import report
+from inference.jobs import JobError, check_files, processes, run, said_in_one_line
 from inference.loading import fingerprint, load_predictor
-from inference.reading import SequenceRecord, read_records, reverse_complement
+from inference.reading import SequenceRecord, add_input_arguments, read_records, reverse_complement
 from modeling.embedding import STRANDS
 from modeling.memory import must_fit
 from training.classification_batches import ClassificationCollator, TooLongError, evaluation_batches
@@ -81,6 +80,12 @@ class Predictor:
                 logits[rows] = self.model(**inputs).logits.float().cpu().numpy()
         return logits
 
+    def checked(self, record: SequenceRecord) -> SequenceRecord:
+        """The record; raises TooLongError when the model cannot read it whole."""
+        for backward in {False, self.both_strands}:
+            self._sample(record, backward)
+        return record
+
     def _sample(self, record: SequenceRecord, backward: bool) -> dict:
         sequences = [s for s in (record.sequence, record.pair) if s is not None]
         if backward:
@@ -95,13 +100,10 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(
         prog="python -m inference.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", help="file of sequences")
+    add_input_arguments(parser)
     parser.add_argument("--model", required=True, help="folder of a fine-tuned model or LoRA adapter, or Hub name")
     parser.add_argument("--output", required=True, help=f"file to write: {', '.join(SUFFIXES)}")
-    parser.add_argument("--genome", help="FASTA file that the intervals of a BED file are cut from")
-    parser.add_argument("--sequence-column", default="sequence", help="column of a CSV, TSV or Parquet file")
     parser.add_argument("--pair-column", help="column with the second sequence of a pair, for models of pairs")
-    parser.add_argument("--name-column", help="column with names (default: name or id, else the number of the row)")
     parser.add_argument("--reverse-complement", default="none", choices=STRANDS, help="average both strands, or not")
     parser.add_argument("--truncate", action="store_true", help="cut sequences that a model with a limit cannot read")
     parser.add_argument("--batch-bases", type=int, help="bp per pass (default: 16384 on a CPU, 262144 on a GPU)")
@@ -113,19 +115,16 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     options = parser.parse_args(arguments)
     transformers.utils.logging.disable_progress_bar()  # of loading weights
-    try:
+    with said_in_one_line(TooLongError):
         if (found := predict_file(options)) is not None:
             print(report(found), f"-> {options.output}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on where this one stopped")
-    except (*USER_ERRORS, TooLongError) as error:
-        sys.exit(f"error: {error}")
 
 
 def predict_file(options: argparse.Namespace):
     """The command with its options; returns what was read, in the main process."""
     if Path(options.output).suffix not in SUFFIXES:
         raise JobError(f"--output {options.output} must end in one of {', '.join(SUFFIXES)}")
+    check_files(options.output, [], (options.input, options.genome), options.overwrite)
     state = processes(options.cpu or not torch.cuda.is_available())
     classifier = load_predictor(options.model, getattr(torch, options.dtype), options.trust_remote_code)
     classifier.model.to(state.device)
@@ -140,7 +139,9 @@ def predict_file(options: argparse.Namespace):
 
     def read():
         columns = (options.sequence_column, options.name_column, options.pair_column)
-        return read_records(options.input, options.genome, *columns)
+        records = read_records(options.input, options.genome, *columns)
+        limited = classifier.sequences.max_length is not None and not options.truncate
+        return map(predictor.checked, records) if limited else records
 
     found = run(options.output, settings, read, predictor, state, options.overwrite)
     return found if state.is_main_process else None

@@ -5,6 +5,7 @@ Every sequence comes back in the letters ACGTN (`tokenization.alphabet.normalize
 U is T, ambiguity codes are N. Every error names the file, the line or row, the record, and the value.
 """
 
+import argparse
 import csv
 import gzip
 import io
@@ -39,6 +40,14 @@ class SequenceRecord:
     sequence: bytes
     where: str
     pair: bytes | None = None
+
+
+def add_input_arguments(parser: argparse.ArgumentParser):
+    """What `read_records` needs, as arguments of a command."""
+    parser.add_argument("input", help="FASTA, FASTQ, CSV, TSV, Parquet, text, or BED with --genome")
+    parser.add_argument("--genome", help="FASTA file that the intervals of a BED file are cut from")
+    parser.add_argument("--sequence-column", default="sequence", help="column of a CSV, TSV or Parquet file")
+    parser.add_argument("--name-column", help="column with names (default: name or id, else the number of the row)")
 
 
 def read_records(
@@ -251,7 +260,7 @@ def _parquet_rows(path: Path, sequence_column: str, name_column: str | None, pai
                                 f"{path}, row {number}: column {title!r} holds {value!r}, no sequence"
                             )
                     yield str(number if name is None else name), f"row {number}", sequence, pair
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: damaged pages
         raise SequenceInputError(f"{path}: not a readable Parquet file ({error})") from None
 
 

@@ -23,7 +23,6 @@ not, nothing is written. An interrupted job goes on when the same command is giv
 
 import argparse
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,9 +36,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from corpus.vcf_files import VariantError
-from inference.jobs import JobError, processes, run
+from inference.jobs import JobError, check_files, processes, run, said_in_one_line
 from inference.loading import SequenceEncoder, fingerprint, load_masked_lm
-from inference.masked_scores import USER_ERRORS, Query, mask, token_log_probabilities
+from inference.masked_scores import Query, mask, token_log_probabilities
 from inference.reading import Genome, reverse_complement
 from inference.variant_windows import SCORED, Allele, contig_names, read_alleles, read_variant_lines
 from modeling.embedding import embed_token_ids
@@ -49,6 +48,7 @@ BLOCK_BASES = 1 << 16  # bp of windows in a block: about 80 variants, some secon
 FLANK = 200  # bp
 PLL_TOKENS = 2
 SCORES = ("llr", "pll", "distance")
+INFO_KEYS = ("SB_LLR", "SB_PLL", "SB_DIST", "SB_SKIP")
 SCHEMA = pyarrow.schema([
     ("name", pyarrow.string()), ("record", pyarrow.int64()), ("contig", pyarrow.string()),
     ("position", pyarrow.int64()), ("id", pyarrow.string()), ("ref", pyarrow.string()), ("alt", pyarrow.string()),
@@ -192,11 +192,12 @@ def write_vcf(source: Path, output: Path, tables: Iterator[pyarrow.Table], prove
 
 def _scored_lines(source: Path, tables: Iterator[pyarrow.Table], provenance: str, counts: Counter) -> Iterator[str]:
     rows = (row for table in tables for row in table.to_pylist())
+    earlier = ("##strandbert=", *(f"##INFO=<ID={key}," for key in INFO_KEYS))
     for _, line in read_variant_lines(source):
-        if line.startswith(("##INFO=<ID=SB_", "##strandbert=")) or not line:
+        if line.startswith(earlier) or not line:
             continue
         if line.startswith("#"):
-            if not line.startswith("##"):
+            if line.startswith("#CHROM"):
                 yield from (*INFO_LINES, f"##strandbert={provenance}")
             yield line
             continue
@@ -209,8 +210,8 @@ def _scored_lines(source: Path, tables: Iterator[pyarrow.Table], provenance: str
 
 def _info(info: str, alleles: list[dict]) -> str:
     """INFO with the scores of a record's alleles; those of an earlier run are dropped."""
-    kept = [entry for entry in info.split(";") if entry not in ("", ".") and not entry.startswith("SB_")]
-    for key, name in (("SB_LLR", "llr"), ("SB_PLL", "pll"), ("SB_DIST", "distance")):
+    kept = [entry for entry in info.split(";") if entry not in ("", ".") and entry.split("=")[0] not in INFO_KEYS]
+    for key, name in zip(INFO_KEYS, SCORES, strict=False):
         values = ["." if row[name] is None else f"{row[name]:.5g}" for row in alleles]
         if any(value != "." for value in values):
             kept.append(f"{key}={','.join(values)}")
@@ -232,10 +233,7 @@ def score_file(options: argparse.Namespace) -> Counter:
     """The command with its options; returns how many alleles were scored, and skipped for which reason."""
     source, output = Path(options.vcf), Path(options.output)
     parquet = parquet_beside(output)
-    if output.exists() and output.samefile(source):
-        raise JobError(f"--output {output} is the input itself; choose another name")
-    if output.exists() and not options.overwrite:
-        raise JobError(f"{output} already exists; choose another --output or pass --overwrite")
+    check_files(parquet, [output], (source, options.genome), options.overwrite)
     state = processes(options.cpu or not torch.cuda.is_available())
     genome = Genome(options.genome, contig_names(source))
     model = load_masked_lm(options.model, getattr(torch, options.dtype)).to(state.device)
@@ -286,10 +284,8 @@ def main(arguments: list[str] | None = None):
         parser.error(f"--pll-tokens is {options.pll_tokens!r}; give a number of tokens, or all")
     if options.batch_tokens is not None and options.batch_tokens < 1:
         parser.error(f"--batch-tokens is {options.batch_tokens}; give at least 1, or leave it out")
-    try:
+    with said_in_one_line(VariantError):
         counts = score_file(options)
-    except (*USER_ERRORS, VariantError) as error:
-        sys.exit(f"error: {error}")
     if counts:
         skipped = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common() if reason != SCORED)
         print(f"{counts[SCORED]:,} alleles scored" + (f"; not scored: {skipped}" if skipped else ""))

@@ -107,8 +107,6 @@ def embed_token_ids(
     batch_tokens = BATCH_TOKENS.get(model.device.type, 65536) if batch_tokens is None else batch_tokens
     drop, unknown = _outer_ids(model.config), model.config.unk_token_id
     pieces = [piece for i, ids in enumerate(input_ids) for piece in _windows(i, ids, window, overlap, drop)]
-    if pooling == "cls" and len(pieces) > len(input_ids):
-        raise ValueError("pooling='cls' has no meaning with windows: each has a [CLS] of its own; use 'mean' or 'max'")
     results: list = [None] * len(input_ids)
     parts: dict[int, dict[int, tuple]] = {}
     training = [module for module in model.modules() if module.training]
@@ -147,6 +145,10 @@ def check_options(pooling: str, resolution: str, strand: str, window: int | None
         )
     if strand == "average" and (resolution == "token" or resolution == "sequence" and pooling == "none"):
         raise ValueError("the tokens of both strands differ and cannot be averaged; use resolution='nucleotide'")
+    if window is None and overlap:
+        raise ValueError(f"overlap={overlap} is of windows; say with window=... how many tokens each has")
+    if window is not None and pooling == "cls":
+        raise ValueError("pooling='cls' has no meaning with windows: each has a [CLS] of its own; use 'mean' or 'max'")
     if window is not None and not 0 <= overlap < window - 2:
         raise ValueError(f"overlap={overlap} must be at least 0 and less than window - 2 = {window - 2} tokens")
 

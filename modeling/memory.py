@@ -61,10 +61,12 @@ def must_fit(model, longest: int, tokens: int, bases_per_token: float) -> Iterat
 
 def _advice(model, longest: int, tokens: int, each: int, free: int | None, bases_per_token: float) -> str:
     what = f"a sequence of {tokens:,} tokens" if tokens == longest else f"a batch of {tokens:,} tokens"
-    message = f"{what} does not fit into the memory of {model.device}: it needs about {tokens * each / 1e9:.1f} GB"
-    if free is not None:
+    message = f"{what} does not fit into the memory of {model.device}: "
+    fits = tokens // 2  # where an allocation failed although the estimate says that there is room
+    if free is not None and tokens * each > free:
         fits = max(0, free // each)
-        message += f", {free / 1e9:.1f} GB are free: {fits:,} tokens, about {fits * bases_per_token:,.0f} bp, would fit"
+        message += f"it needs about {tokens * each / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+    message += f"{fits:,} tokens, about {fits * bases_per_token:,.0f} bp, would fit"
     if tokens != longest:
         return message + "; lower batch_tokens"
     return message + "; read it in windows (window=...), or load the model with dtype=torch.bfloat16"

@@ -9,7 +9,7 @@ from html import escape
 import gradio as gr
 
 from corpus.vcf_files import VariantError
-from inference.masked_scores import USER_ERRORS
+from inference.jobs import USER_ERRORS
 from space.inputs import UPLOAD_SUFFIXES, InputError, read_upload
 
 # The colours of Okabe and Ito, which colour-blind people can tell apart

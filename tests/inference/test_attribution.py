@@ -138,6 +138,16 @@ def test_wrong_options_are_said_in_one_line(classifier_folder, tmp_path, more, w
     with pytest.raises(SystemExit, match=words):
         main([str(tmp_path / "x.fa"), "--model", str(classifier_folder), "--output", str(tmp_path / "a.parquet"),
               "--cpu", *more])  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["x.fa"]
+
+
+def test_figures_and_motifs_of_others_are_kept(classifier_folder, tmp_path):
+    (tmp_path / "x.fa").write_text(">a\nACGT\n")
+    (tmp_path / "m.png").write_text("mine")
+    with pytest.raises(SystemExit, match="m.png already exists"):
+        main([str(tmp_path / "x.fa"), "--model", str(classifier_folder), "--output", str(tmp_path / "a.parquet"),
+              "--motifs", str(tmp_path / "m.meme"), "--cpu"])  # fmt: skip
+    assert (tmp_path / "m.png").read_text() == "mine"
 
 
 def test_model_without_classifier_is_refused(model_folder, tmp_path):

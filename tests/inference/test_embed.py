@@ -1,5 +1,7 @@
 """`python -m inference.embed`: files in, vectors out, equal to `model.embed`."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -9,7 +11,7 @@ from safetensors.numpy import load_file
 from inference import embed, jobs
 from modeling import StrandBertModel
 
-from .conftest import random_sequences
+from .conftest import random_sequences, save_model
 
 SEQUENCES = [*random_sequences(5, [9, 300, 41, 1200, 77, 500]), "N" * 20, "acgtnRYU" * 9, "A"]
 
@@ -121,6 +123,8 @@ def test_letters_without_meaning_are_counted(fasta, model_folder, capsys):
         (">a\nACGT\n", {"--output": "x.npy", "--resolution": "token"}, "--resolution token needs a .parquet"),
         (">a\nACGT\n", {"--layer": "9"}, "layer=9 does not exist"),
         (">a\nACGT\n", {"--window": "5", "--overlap": "4"}, "overlap=4 must be"),
+        (">a\nACGT\n", {"--overlap": "4"}, "overlap=4 is of windows"),
+        (">a\nACGT\n", {"--window": "9", "--pooling": "cls"}, "no meaning with windows"),
         (">a\nACGT\n", {"--resolution": "nucleotide", "--pooling": "cls"}, "leave it out"),
         (">a\nACGT\n", {"--resolution": "token", "--reverse-complement": "average"}, "use resolution='nucleotide'"),
     ],
@@ -133,3 +137,35 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, model_folder, content, opti
         embed.main([str(tmp_path / "in.fa"), "--cpu", *flat])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in.fa"]
+
+
+def damaged(folder):
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [(lambda folder: (folder / "model.safetensors").unlink(), "no weights that can be loaded"),
+     (damaged, "no weights that can be loaded")],
+)  # fmt: skip
+def test_a_model_without_whole_weights_is_refused_in_one_line(fasta, model_folder, change, message):
+    folder = shutil.copytree(model_folder, fasta.with_name("model"))
+    change(folder)
+    with pytest.raises(SystemExit, match=message) as error:
+        command(fasta, folder, "out.parquet")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(fasta, tmp_path):
+    folder = save_model(tmp_path / "small", StrandBertModel, vocab_size=100)
+    with pytest.raises(SystemExit, match="4,096 tokens, more than vocab_size 100"):
+        command(fasta, folder, "out.parquet")
+
+
+def test_the_input_is_never_overwritten(tmp_path, model_folder):
+    path = tmp_path / "in.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": ["ACGT"]}), path)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="is the input itself"):
+        command(path, model_folder, "in.parquet", "--overwrite")
+    assert path.read_bytes() == before

@@ -122,6 +122,27 @@ def test_another_job_does_not_go_on_with_what_is_there(tmp_path, change, message
         start(tmp_path / "x.parquet", **change)
 
 
+def test_before_anything_was_finished_settings_may_change(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "x.parquet", Lengths(0))
+    start(tmp_path / "x.parquet", settings={"model": "other"})
+    start(tmp_path / "y.parquet", settings={"model": "other"})
+    assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
+
+
+def test_no_file_is_overwritten_but_that_of_an_interrupted_job(tmp_path):
+    output, figure = tmp_path / "x.csv", tmp_path / "x.png"
+    jobs.check_files(output, [figure], [tmp_path / "in.fa", None], overwrite=False)
+    figure.touch()
+    with pytest.raises(JobError, match="x.png already exists"):
+        jobs.check_files(output, [figure], [], overwrite=False)
+    jobs.check_files(output, [figure], [], overwrite=True)
+    with pytest.raises(JobError, match="is the input itself"):
+        jobs.check_files(output, [figure], [figure], overwrite=True)
+    (tmp_path / "x.csv.parts").mkdir()
+    jobs.check_files(output, [figure], [], overwrite=False)
+
+
 def test_an_existing_output_is_kept_unless_overwritten(tmp_path):
     start(tmp_path / "x.csv", records=RECORDS[:2])
     with pytest.raises(JobError, match="already exists"):

@@ -123,6 +123,13 @@ def test_command_writes_a_row_for_each_base(folder, tmp_path):
     np.testing.assert_allclose(table[["A", "C", "G", "T"]].sum(axis=1), 1, rtol=1e-5)
 
 
+def test_columns_of_a_table_are_chosen(folder, tmp_path):
+    (tmp_path / "x.csv").write_text("gene,dna\nrpoB,GATTACA\n")
+    main([str(tmp_path / "x.csv"), "--sequence-column", "dna", "--name-column", "gene", "--model", str(folder),
+          "--output", str(tmp_path / "bases.parquet"), "--cpu"])  # fmt: skip
+    assert pyarrow.parquet.read_table(tmp_path / "bases.parquet")["name"].to_pylist() == ["rpoB"] * 7
+
+
 @pytest.mark.parametrize(
     "content, output, words",
     [

@@ -159,6 +159,18 @@ def test_another_architecture_is_read_in_padded_batches(table, tmp_path):
     assert np.abs(scores(command(table, tmp_path / "bert")) - expected).max() < 1e-5
 
 
+def test_sequences_too_long_for_a_model_are_found_before_anything_is_computed(table, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(vocab_size=4096, **sizes, pad_token_id=3, max_position_embeddings=100)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "tokenization" / "vocabulary" / name, tmp_path / "bert" / name)
+    with pytest.raises(SystemExit, match="record 's3': .* more than the 100 that fit; add --truncate"):
+        command(table, tmp_path / "bert")
+    assert not list(tmp_path.glob("*.parts"))
+    assert len(scores(command(table, tmp_path / "bert", "--truncate"))) == len(SEQUENCES)
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(table, classifier_folder, monkeypatch):
     monkeypatch.setattr(jobs, "BLOCK_RECORDS", 2)
     whole = command(table, classifier_folder, output="whole.csv").read_bytes()

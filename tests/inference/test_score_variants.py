@@ -197,6 +197,16 @@ def test_scoring_a_scored_file_again_replaces_the_scores(files, folder, scored, 
     assert pysam.BGZFile(str(tmp_path / "twice.vcf.gz")).read() == pysam.BGZFile(str(scored)).read()
 
 
+def test_info_of_other_programs_is_kept(files, folder, tmp_path):
+    text = (files / "calls.vcf").read_text().replace("AC=1;DB", "SB_RATIO=0.5;AC=1;SB_LLR=9")
+    (tmp_path / "other.vcf").write_text(text.replace("#CHROM", "##INFO=<ID=SB_RATIO,Number=1>\n#CHROM"))
+    run(files, folder, tmp_path / "scored.vcf", vcf=tmp_path / "other.vcf")
+    lines = (tmp_path / "scored.vcf").read_text().splitlines()
+    assert "##INFO=<ID=SB_RATIO,Number=1>" in lines
+    infos = [line.split("\t")[7] for line in lines if line.startswith("chr1\t")]
+    assert infos[0].startswith("SB_RATIO=0.5;AC=1;SB_") and "SB_LLR=9" not in infos[0].split(";")
+
+
 def test_interrupted_job_ends_with_the_same_bytes(files, folder, scored, tmp_path, monkeypatch):
     monkeypatch.setattr(score_variants, "BLOCK_BASES", 1000)
     run(files, folder, tmp_path / "whole.vcf.gz")
@@ -209,7 +219,7 @@ def test_interrupted_job_ends_with_the_same_bytes(files, folder, scored, tmp_pat
         return tables(self, first, alleles)
 
     monkeypatch.setattr(VariantScorer, "tables", breaking)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="the same command goes on"):
         run(files, folder, tmp_path / "scored.vcf.gz")
     assert not (tmp_path / "scored.vcf.gz").exists()
     done = len(list((tmp_path / "scored.parquet.parts").glob("part-*")))
@@ -223,10 +233,10 @@ def test_interrupted_job_ends_with_the_same_bytes(files, folder, scored, tmp_pat
 def test_failure_while_the_vcf_is_written_computes_nothing_again(files, folder, scored, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "_write_output", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="the same command goes on"):
             run(files, folder, tmp_path / "scored.vcf.gz")
     monkeypatch.setattr(VariantScorer, "__call__", lambda *_: pytest.fail("computed again"))
-    run(files, folder, tmp_path / "scored.vcf.gz", "--overwrite")
+    run(files, folder, tmp_path / "scored.vcf.gz")
     assert (tmp_path / "scored.vcf.gz").read_bytes() == scored.read_bytes()
 
 
