@@ -53,8 +53,9 @@ def foreign_code(folder: str | Path) -> list[str]:
     """
     What loading a folder with trust_remote_code could run that is not the code of modeling/; empty when nothing is.
 
-    One line for every .py file, at any depth, that is not a file of modeling/ byte for byte, and for every auto_map
-    entry that leads elsewhere. Raises ConversionError for JSON that cannot be read.
+    One line for every .py file, at any depth, that is not a file of modeling/ byte for byte, for every auto_map entry
+    that leads elsewhere, and for an adapter, in whose place transformers loads its base model. Raises ConversionError
+    for JSON that cannot be read.
     """
     folder = Path(folder)
     ours = {path.name: path.read_bytes() for path in code_files()}
@@ -71,6 +72,8 @@ def foreign_code(folder: str | Path) -> list[str]:
         for reference in flat(references):
             if reference is not None and f"{reference}".split(".")[0] + ".py" not in ours:
                 lines.append(f"{path.name}: auto_map names {reference!r}, which is not in StrandBERT")
+    if (folder / "adapter_config.json").exists():
+        lines.append("adapter_config.json names a base model, which would be loaded with its own code")
     return lines
 
 

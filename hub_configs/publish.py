@@ -41,6 +41,7 @@ from torch import Tensor
 import modeling
 from modeling.configuration_strandbert import AUTO_MAP
 
+from .adapter import is_adapter
 from .card import ROOT, CardError, card, read_models
 from .checkpoint import ConversionError, read_json, read_weights
 from .convert import check_written_weights, checked_tokenizer, checked_weights, model_class_of
@@ -112,6 +113,10 @@ def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
         raise ConversionError(
             f"{source} is not a StrandBERT folder (model_type is {config.get('model_type')!r}); convert it first: "
             f"python -m hub_configs.convert {source} OUTPUT"
+        )
+    if is_adapter(source):
+        raise ConversionError(
+            f"{source} holds a LoRA adapter, no whole model; train with run_classification.py --use_lora --merge_lora"
         )
     weights = read_weights(source)
     model_class = model_class_of(weights)

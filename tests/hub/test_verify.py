@@ -160,6 +160,12 @@ def test_an_auto_map_that_leads_elsewhere_is_named_and_not_followed(folder, caps
     assert "tokenizer_config.json: auto_map names" in capsys.readouterr().err
 
 
+def test_the_base_model_of_an_adapter_is_not_followed(folder, capsys):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    assert verify_tool([str(folder)]) == 1
+    assert "adapter_config.json names a base model" in capsys.readouterr().err
+
+
 def test_a_training_folder_with_checkpoints_in_it_holds_no_foreign_code(folder):
     (folder / "checkpoint-200").mkdir()
     write_model_code(folder / "checkpoint-200")
