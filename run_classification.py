@@ -48,6 +48,7 @@ from training.checkpoints import (
 from training.classification_arguments import (
     LEARNING_RATE,
     LORA_LEARNING_RATE,
+    PASS_BASE_PAIRS,
     RECIPES,
     DataArguments,
     FineTuningArguments,
@@ -275,7 +276,9 @@ def log_data(data: Data):
 
 
 def settle_settings(model_args: ModelArguments, data: Data, args: FineTuningArguments):
-    """Fill in what depends on task, model and data: learning rate, length of the run."""
+    """Fill in what depends on task, model and data: rows of a pass, learning rate, length of the run."""
+    if not args.rows_given:
+        args.limit_rows(PASS_BASE_PAIRS // int(data.splits["train"].lengths().max()))
     if args.learning_rate is None:
         args.learning_rate = LORA_LEARNING_RATE if model_args.use_lora else LEARNING_RATE
     if data.task is None or args.epochs_given or args.max_steps > 0:

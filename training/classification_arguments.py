@@ -11,6 +11,7 @@ from training.command_line import recipe_names
 
 RECIPES = PRETRAINING_RECIPES / "classification"
 LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
+PASS_BASE_PAIRS = 1 << 17  # of one pass, unless the user gives its rows
 
 
 @dataclass
@@ -154,7 +155,8 @@ class FineTuningArguments(RunArguments):
         default=32, metadata={"help": "rows per optimiser step over all processes and accumulated passes"}
     )
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "rows of one pass; default: the global batch shared out, at most 32"}
+        default=None,
+        metadata={"help": "rows of one pass; default: the global batch shared out, at most 32, fewer of long rows"},
     )
     eval_strategy: str = field(default="steps", metadata={"help": "steps or epoch"})
     eval_steps: float | None = field(default=200, metadata={"help": "steps between evaluations and checkpoints"})
@@ -190,7 +192,8 @@ class FineTuningArguments(RunArguments):
     )
 
     def __post_init__(self):
-        if self.per_device_train_batch_size is None:
+        self.rows_given = self.per_device_train_batch_size is not None
+        if not self.rows_given:
             share = (self.global_batch_size or 32) // int(os.environ.get("WORLD_SIZE", 1))
             self.per_device_train_batch_size = max(1, min(32, share))
         if self.eval_strategy not in ("steps", "epoch"):
@@ -207,6 +210,13 @@ class FineTuningArguments(RunArguments):
         if self.average_tokens > 1 and not self.augment_tokens:
             raise ValueError("average_tokens varies tokens by --augment_tokens, which is 0")
         super().__post_init__()
+
+    def limit_rows(self, most: int):
+        """Take at most so many rows through one pass; accumulation keeps the global batch."""
+        share, rows = self.global_batch_size // self.world_size, self.per_device_train_batch_size
+        fitting = [number for number in range(1, rows + 1) if share % number == 0 and number <= max(most, 1)]
+        self.per_device_train_batch_size = fitting[-1]
+        self.gradient_accumulation_steps = self._accumulation()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         return min(super().get_warmup_steps(num_training_steps), max(num_training_steps // 10, 1))

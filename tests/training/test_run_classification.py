@@ -482,6 +482,14 @@ def test_a_task_brings_its_files_labels_and_length_of_training(mouse_task, seen)
     assert seen["args"].get_warmup_steps(1000) == 50 and seen["args"].metric_for_best_model == "eval_loss"
 
 
+def test_long_rows_go_through_the_model_few_at_a_time(settings, tmp_path, seen):
+    table = write_table(tmp_path / "long.csv", [(random_dna(50_000, seed), seed % 2) for seed in range(4)])
+    run(settings, train_file=table)
+    assert seen["args"].per_device_train_batch_size == 2 and seen["args"].gradient_accumulation_steps == 4
+    run(settings, train_file=table, per_device_train_batch_size=8)
+    assert seen["args"].per_device_train_batch_size == 8 and seen["args"].gradient_accumulation_steps == 1
+
+
 def test_a_recipe_gives_settings_that_flags_override(mouse_task, seen):
     run(mouse_task, recipe="dnagrinder", classifier_dropout=0.3)
     assert seen["args"].num_train_epochs == 10 and seen["args"].max_steps <= 0
