@@ -73,20 +73,36 @@ def integrated_gradients(
         tolerance: of completeness, relative to the gain of the logit, or to 1 where that is smaller. After 1,024 steps
             the result comes as it is: look at `gap`.
     """
+    *_, found = attribution_steps(model, encoder, sequence, target, both_strands, tolerance, batch_tokens)
+    return found
+
+
+def attribution_steps(
+    model,
+    encoder: SequenceEncoder,
+    sequence: bytes,
+    target: int | None = None,
+    both_strands: bool = True,
+    tolerance: float = TOLERANCE,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[Attribution | None]:
+    """`integrated_gradients` step by step, so that it can be stopped: None after each pass, at last the result."""
     strands = [sequence, reverse_complement(sequence)] if both_strands else [sequence]
     ids = encoder(strands)
     if target is None:
         logits = [_logits(model, model.get_input_embeddings()(row.to(model.device))[None]) for row in ids]
         target = int(torch.stack(logits).mean(0).argmax())
     lengths = token_lengths(encoder.tokenizer)
-    parts = [_of_tokens(model, row, target, tolerance, batch_tokens) for row in ids]
+    parts = []
+    for row in ids:
+        parts.append((yield from _of_tokens(model, row, target, tolerance, batch_tokens)))
     bases = [np.repeat(tokens / lengths[row].clamp(min=1).numpy(), lengths[row].numpy())
              for (tokens, *_), row in zip(parts, ids, strict=True)]  # fmt: skip
     if both_strands:
         bases[1] = bases[1][::-1]
     score, baseline = np.mean([part[1:] for part in parts], axis=0).tolist()
     total = np.mean(bases, axis=0)
-    return Attribution(total, target, score, baseline, abs(total.sum() - (score - baseline)))
+    yield Attribution(total, target, score, baseline, abs(total.sum() - (score - baseline)))
 
 
 @torch.no_grad()
@@ -94,8 +110,11 @@ def _logits(model, embeddings: Tensor) -> Tensor:
     return model(inputs_embeds=embeddings).logits[0].float().cpu()
 
 
-def _of_tokens(model, ids: Tensor, target: int, tolerance: float, batch_tokens: int) -> tuple[np.ndarray, float, float]:
-    """Parts of the tokens float64 (tokens,), 0 for [CLS] and [SEP]; logits of the sequence and of the baseline."""
+def _of_tokens(model, ids: Tensor, target: int, tolerance: float, batch_tokens: int):
+    """
+    A generator that yields None after each pass and returns the parts of the tokens float64 (tokens,), 0 for [CLS] and
+    [SEP], and the logits of the sequence and of the baseline.
+    """
     embeddings = model.get_input_embeddings().weight.detach()
     outer = torch.isin(ids, torch.tensor([model.config.cls_token_id, model.config.sep_token_id]))
     masked = ids.masked_fill(~outer, model.config.mask_token_id)
@@ -104,7 +123,7 @@ def _of_tokens(model, ids: Tensor, target: int, tolerance: float, batch_tokens: 
     steps = FIRST_STEPS
     while True:
         nodes, weights = np.polynomial.legendre.leggauss(steps)
-        gradient = _mean_gradient(model, start, end, (nodes + 1) / 2, weights / 2, target, batch_tokens)
+        gradient = yield from _mean_gradient(model, start, end, (nodes + 1) / 2, weights / 2, target, batch_tokens)
         tokens = ((end - start).double() * gradient).sum(-1).cpu().numpy()
         gap = abs(tokens.sum() - (score - baseline))
         if gap <= tolerance * max(1.0, abs(score - baseline)) or 2 * steps > MOST_STEPS:
@@ -112,8 +131,11 @@ def _of_tokens(model, ids: Tensor, target: int, tolerance: float, batch_tokens: 
         steps *= 2
 
 
-def _mean_gradient(model, start: Tensor, end: Tensor, nodes, weights, target: int, batch_tokens: int) -> Tensor:
-    """Weighted sum over the path of the logit's gradient: float64 (tokens, hidden)."""
+def _mean_gradient(model, start: Tensor, end: Tensor, nodes, weights, target: int, batch_tokens: int):
+    """
+    A generator that yields None after each pass and returns the weighted sum over the path of the logit's gradient:
+    float64 (tokens, hidden).
+    """
     total = torch.zeros_like(end, dtype=torch.float64)
     at_once = max(1, batch_tokens // len(end))
     for low in range(0, len(nodes), at_once):
@@ -124,6 +146,7 @@ def _mean_gradient(model, start: Tensor, end: Tensor, nodes, weights, target: in
             (gradient,) = torch.autograd.grad(logits[:, target].sum(), points)
         share = torch.tensor(weights[low : low + at_once], device=end.device)
         total += (share[:, None, None] * gradient.double()).sum(0)
+        yield
     return total
 
 

@@ -3,18 +3,20 @@ What the demo answers, as plain numbers and text: the pages and the API show not
 
 Each function takes a loaded model and records (letters ACGTN) and returns a dictionary that fits into JSON; its `about`
 says model, backend, device, dtype, bp, tokens and seconds. Long work is a generator: it yields the share that is done
-(0 .. 1) and at last the answer, so that it can be shown and stopped.
+(0 .. 1), or the number of steps where their total is not known, and at last the answer, so that it can be shown and
+stopped.
 """
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
 import torch
 
 from corpus.variants import ref_problem
-from inference.attribution import integrated_gradients
+from inference.attribution import attribution_steps
 from inference.embed import Embedder
 from inference.jobs import blocks
 from inference.masked_scores import BASES, Query, log_probabilities, mask
@@ -26,6 +28,7 @@ from modeling.embedding import embed_token_ids
 from modeling.nucleotides import token_spans
 from space.inputs import InputError, place_of
 from space.models import Loaded
+from training.classification_batches import TooLongError
 
 PREDICTIONS = 10  # tokens shown for a masked place
 NEIGHBOURS = 3
@@ -114,20 +117,18 @@ def embed(loaded: Loaded, records: list[SequenceRecord]) -> Iterator[float | dic
     own reverse complement.
     """
     watch = Stopwatch()
-    one = Embedder(loaded.model, loaded.encoder)
-    both = Embedder(loaded.model, loaded.encoder, reverse_complement="average")
-    tables, averages = [], []
+    embedder = Embedder(loaded.model, loaded.encoder)
+    tables, backward = [], []
     first = done = 0
     total = sum(len(record.sequence) for record in records)
     for block in blocks(iter(records), BLOCK_BASES):
-        tables.extend(one(first, block))
-        averages.extend(both(first, block))
+        tables.extend(embedder(first, block))
+        others = [replace(record, sequence=reverse_complement(record.sequence)) for record in block]
+        backward.extend(embedder(first, others))
         first, done = first + len(block), done + sum(len(record.sequence) for record in block)
         yield done / total
     table = pyarrow.concat_tables(tables)
-    vectors = _matrix(table)
-    # The mean of both strands is (v + w) / 2, so w, the vector of the other strand, is 2 * mean - v.
-    others = 2 * _matrix(pyarrow.concat_tables(averages)) - vectors
+    vectors, others = _matrix(table), _matrix(pyarrow.concat_tables(backward))
     similarity = _unit(vectors) @ _unit(vectors).T
     nearest = min(NEIGHBOURS, len(records) - 1)
     order = np.argsort(2 * np.eye(len(records)) - similarity, axis=1, kind="stable")[:, :nearest]
@@ -176,18 +177,28 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def classify(loaded: Loaded, records: list[SequenceRecord]) -> dict:
-    """Rows of `inference.predict` for records, as a list of dictionaries."""
+    """
+    Rows of `inference.predict` for records, as a list of dictionaries.
+
+    Raises:
+        InputError: a sequence that is too long for a model with learned positions.
+    """
     watch = Stopwatch()
-    (table,) = loaded.predictor(0, records)
+    try:
+        (table,) = loaded.predictor(0, records)
+    except TooLongError as error:
+        raise InputError(f"{str(error).rpartition(';')[0]}; shorten it.") from None  # the rest names a flag
     lengths = [len(ids) for ids in loaded.encoder([r.sequence for r in records])] if loaded.encoder else []
     bases = sum(len(record.sequence) for record in records)
     about = loaded.about(bases, sum(lengths) - 2 * len(lengths), max(lengths, default=0), watch.seconds())
     return {"labels": loaded.predictor.names, "rows": table.to_pylist(), "about": about}
 
 
-def attribution(loaded: Loaded, record: SequenceRecord) -> dict:
+def attribution(loaded: Loaded, record: SequenceRecord) -> Iterator[int | dict]:
     """
     What each base adds to the logit of the predicted class: `bases` (bp,), which add up to `score - baseline`.
+
+    How many passes it takes follows from the sequence; until then their number is yielded.
 
     Raises:
         InputError: a model of another architecture.
@@ -195,9 +206,11 @@ def attribution(loaded: Loaded, record: SequenceRecord) -> dict:
     if loaded.encoder is None:
         raise InputError("Attribution needs a StrandBERT classifier; this model is of another kind.")
     watch = Stopwatch()
-    found = integrated_gradients(loaded.model, loaded.encoder, record.sequence)
+    for passes, found in enumerate(attribution_steps(loaded.model, loaded.encoder, record.sequence), 1):
+        if found is None:
+            yield passes
     (ids,) = loaded.encoder([record.sequence])
-    return {
+    yield {
         "label": loaded.model.config.id2label[found.target],
         "bases": found.bases.tolist(),
         "score": found.score,

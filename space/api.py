@@ -20,6 +20,14 @@ def last(steps):
     return found
 
 
+def whole(value, what: str) -> int:
+    """A number that a program gave. Raises InputError."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{what} is {str(value)[:60]!r}; give a whole number.") from None
+
+
 def add_endpoints(models: Models):
     """Register the endpoints in the open Blocks."""
 
@@ -30,7 +38,7 @@ def add_endpoints(models: Models):
     def fill_mask(sequence: str, position: int, model: str = "") -> dict:
         """What the model expects in place of the token that covers a base; position counts from 1."""
         record = read_sequence(sequence, explore.MOST_BASES)
-        return answers.fill_mask(models.get("language", model), record, int(position) - 1)
+        return answers.fill_mask(models.get("language", model), record, whole(position, "position") - 1)
 
     def base_probabilities(sequence: str, model: str = "") -> dict:
         """Probabilities of A, C, G, T at every base."""
@@ -57,12 +65,13 @@ def add_endpoints(models: Models):
     def attribution(sequence: str, model: str = "") -> dict:
         """What each base adds to the logit of the predicted class."""
         record = read_sequence(sequence, classification.MOST_ATTRIBUTED)
-        return answers.attribution(models.get("classifier", model), record)
+        return last(answers.attribution(models.get("classifier", model), record))
 
     def mutagenesis(sequence: str, first: int, last_position: int, model: str = "") -> dict:
         """Scores of every single-base change between two positions, both included."""
         record = read_sequence(sequence, variants.MOST_BASES)
-        start, end = int(first) - place_of(record)[1], int(last_position) - place_of(record)[1] + 1
+        start = whole(first, "first") - place_of(record)[1]
+        end = whole(last_position, "last_position") - place_of(record)[1] + 1
         if end - start > variants.MOST_MUTATED:
             raise InputError(f"The stretch has {end - start:,} bp; at most {variants.MOST_MUTATED} are taken.")
         return last(answers.mutate(models.get("language", model), record, start, end))
@@ -80,6 +89,6 @@ def add_endpoints(models: Models):
         return benchmarks.speed_rows(file)
 
     for function in (tokens, fill_mask, similarity, classify, variant, benchmark):
-        gr.api(guarded(function), api_name=function.__name__, **QUICK)
+        gr.api(guarded(function, rendered=False), api_name=function.__name__, **QUICK)
     for function in (base_probabilities, embed, attribution, mutagenesis):
-        gr.api(guarded(function), api_name=function.__name__, **LONG)
+        gr.api(guarded(function, rendered=False), api_name=function.__name__, **LONG)

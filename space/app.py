@@ -104,7 +104,12 @@ def main(arguments: list[str] | None = None):
             os.environ[ENVIRONMENT[kind]] = named
     on_a_space = bool(os.environ.get("SPACE_ID"))
     host = "0.0.0.0" if on_a_space else options.host
-    models = Models(read_sources(), local=host in LOOPBACK, device=options.device)
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {options.device}: " + str(error).partition("\n")[0])
+    shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"  # gradio then gives the page a public address
+    models = Models(read_sources(), local=host in LOOPBACK and not shared, device=options.device)
     if not models.names("language"):
         sys.exit("error: hub_configs/strandbert-tiny has no weights yet; name a model: make demo MODEL=folder")
     try:
@@ -116,9 +121,12 @@ def main(arguments: list[str] | None = None):
     except InputError as error:
         sys.exit(f"error: {error}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that what users left is deleted then, too
-    with tempfile.TemporaryDirectory(prefix="strandbert-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        launch(build(models), server_name=host, server_port=options.port)
+    try:
+        with tempfile.TemporaryDirectory(prefix="strandbert-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
+            launch(build(models), server_name=host, server_port=options.port)
+    except (OSError, OverflowError) as error:  # a port that is taken or no port, an address of another machine
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

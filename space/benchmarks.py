@@ -23,7 +23,7 @@ SPEED = {
                       "wall_s"),
     "corpus.csv": ("Reading genomes: Mbp per CPU second", ["measure", "case"], "tool", "mbp_per_cpu_s"),
     "haplotypes.csv": ("Haplotypes: milliseconds each", ["case", "machine"], "tool", "ms_per_haplotype"),
-    "embed.csv": ("Embedding: tokens per second", ["case", "dtype", "device", "machine"], "model", "tokens_per_s"),
+    "embed.csv": ("Embedding: bp per second", ["case", "model", "bp", "machine"], "way", "bp_per_s"),
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def speed_rows(file: str) -> list[dict[str, str]]:
 
 def unit(column: str, value: str) -> str:
     """A value with its unit where the column has one."""
-    return f"{int(value):,} tokens" if column == "tokens" and value.isdecimal() else value
+    return f"{int(value):,} {column}" if column in ("tokens", "bp") and value.isdecimal() else value
 
 
 def speed_files() -> list[str]:
@@ -90,34 +90,33 @@ def _speed(files: list[str]):
     start = speed_rows(files[0])
     with gr.Row():
         file = gr.Dropdown([(SPEED[f][0], f) for f in files], value=files[0], label="Measurement", min_width=300)
-        case = gr.Dropdown(cases(start), value=start[0]["case"], label="Case", min_width=300)
-    chart = gr.BarPlot(**_bars(files[0], start[0]["case"]), height=300, sort=None)
+        case = gr.Dropdown(cases(files[0]), value=cases(files[0])[0], label="Case", min_width=300)
+    chart = gr.BarPlot(**bars(files[0], cases(files[0])[0]), height=300, sort=None)
     with gr.Accordion("All rows", open=False):
         table = gr.Dataframe(_table(start), interactive=False, datatype="str", max_height=420, show_label=False)
 
     @guarded
     def on_file(name):
-        rows = speed_rows(name)
-        first = rows[0]["case"]
-        return gr.Dropdown(choices=cases(rows), value=first), gr.BarPlot(**_bars(name, first)), _table(rows)
+        rows, choices = speed_rows(name), cases(name)
+        return gr.Dropdown(choices=choices, value=choices[0]), gr.BarPlot(**bars(name, choices[0])), _table(rows)
 
     @guarded
     def on_case(name, chosen):
-        return gr.BarPlot(**_bars(name, chosen))
+        return gr.BarPlot(**bars(name, chosen))
 
     file.input(on_file, file, [case, chart, table], api_visibility="private", **QUICK)
     case.input(on_case, [file, case], chart, api_visibility="private", **QUICK)
 
 
-def cases(rows: list[dict]) -> list[str]:
-    """What was measured, each once."""
-    return list(dict.fromkeys(row["case"] for row in rows))
+def cases(file: str) -> list[str]:
+    """What was measured and can be drawn, each once."""
+    return list(dict.fromkeys(row["case"] for row in speed_rows(file) if row[SPEED[file][3]]))
 
 
-def _bars(file: str, case: str) -> dict:
-    """Value and axes of the bar chart of one case; bars begin at 0."""
+def bars(file: str, case: str) -> dict:
+    """Value and axes of the bar chart of one case: for each rival the last measurement; bars begin at 0."""
     title, _, rival, value = SPEED[file]
-    rows = [row for row in speed_rows(file) if row["case"] == case and row[value]]
+    rows = {row[rival]: row for row in speed_rows(file) if row["case"] == case and row[value]}.values()
     data = pandas.DataFrame({rival: [row[rival] for row in rows], value: [float(row[value]) for row in rows]})
     axes = {
         "x": rival,

@@ -5,7 +5,7 @@ from html import escape
 import gradio as gr
 
 from space import answers
-from space.inputs import InputError, read_sequence, read_sequences
+from space.inputs import InputError, read_sequences
 from space.models import Models
 from space.parts import LONG, QUICK, about_line, guarded, letters, sequence_box
 
@@ -55,11 +55,13 @@ def build(models: Models, examples: list[dict]):
     def on_explain(text, name, progress=gr.Progress()):  # noqa: B008 gradio finds it in the signature
         loaded = models.get("classifier", name)
         try:
-            record = read_sequence(text, MOST_ATTRIBUTED)
+            (record,) = read_sequences(text, 1, MOST_ATTRIBUTED)  # lines are sequences, as for "Classify"
         except InputError as error:
             raise InputError(f"Attribution takes one sequence. {error}") from None
-        progress(0.1, desc="Following the gradients")
-        found = answers.attribution(loaded, record)
+        for found in answers.attribution(loaded, record):
+            if isinstance(found, int):
+                progress((found, None), desc="Following the gradients", unit="passes")
+                yield gr.skip()
         line = escape(
             f"For {found['label']}: logit {found['score']:+.2f}, of the masked sequence {found['baseline']:+.2f}; the "
             f"bases add up to the difference within {found['gap']:.3f}"
@@ -69,7 +71,7 @@ def build(models: Models, examples: list[dict]):
         )
         line = f'<p class="sb-about">{line}.</p>'
         drawn = letters(record.sequence.decode(), found["bases"])
-        return about_line(found["about"], record.name), line + legend + drawn
+        yield about_line(found["about"], record.name), line + legend + drawn
 
     private = {"api_visibility": "private"}
     classify.click(on_classify, [box, model], [about, table], **private, **QUICK)

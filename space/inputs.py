@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.fasta import FastaError
-from inference.jobs import JobError
 from inference.mutagenesis import parse_region
 from inference.reading import SequenceInputError, SequenceRecord, read_records
 from inference.variant_windows import aliases
 
 UPLOAD_BYTES = 5_000_000  # of a file; the server refuses larger ones before it has read them
 UPLOAD_SUFFIXES = [".fa", ".fasta", ".fna", ".ffn", ".txt", ".csv", ".tsv", ".fq", ".fastq"]
-_LINE_NUMBERS = re.compile(r"^\s*\d+\s|\s+\d+\s*$", re.MULTILINE)  # those of GenBank and EMBL
 _VARIANT = re.compile(
-    r"(?:(?P<contig>[^\s:]+)[:-])?(?P<position>[\d,]+)[\s:-]*(?P<ref>[A-Z]+)\s*[>/:-]\s*(?P<alt>[A-Z]+)", re.IGNORECASE
+    r"(?:(?P<contig>[^\s:]+)[:-])?(?P<position>[\d,]{1,20})[\s:-]*(?P<ref>[A-Z]+)\s*[>/:-]\s*(?P<alt>[A-Z]+)",
+    re.IGNORECASE,
 )
 
 
@@ -40,24 +39,22 @@ def read_sequence(text: str, most_bases: int) -> SequenceRecord:
     Raises:
         InputError: as `read_sequences`, or more than one sequence.
     """
-    plain = text.strip()
-    if plain and plain[0] not in ">@" and not _is_table(plain):
-        text = "".join(_LINE_NUMBERS.sub("", plain).split())
-        (record,) = _read(text, 1, most_bases)
+    text = _bare(text)
+    if text and text[0] not in ">@" and not _titles(text):
+        (record,) = _read("".join(map(_letters_of_line, text.splitlines())), 1, most_bases)
         return SequenceRecord("sequence", record.sequence, record.where)
     return _read(text, 1, most_bases)[0]
 
 
 def read_labels(text: str) -> list[str] | None:
     """The column `label` of a table, None where there is none."""
-    header = text.strip().partition("\n")[0].strip().replace("\t", ",").split(",")
-    if not _is_table(text.strip()) or [title.strip() for title in header].count("label") != 1:
+    if _titles(_bare(text)).count("label") != 1:
         return None
     return [record.name for record in _records(text, name_column="label")]
 
 
 def _read(text: str, most: int, most_bases: int) -> list[SequenceRecord]:
-    if not text.strip():
+    if not _bare(text):
         raise InputError("There is no sequence yet. Paste DNA, upload a file, or choose an example.")
     records, bases, count = [], 0, 0
     for record in _records(text):
@@ -76,15 +73,36 @@ def _read(text: str, most: int, most_bases: int) -> list[SequenceRecord]:
     return records
 
 
-def _is_table(text: str) -> bool:
+def _bare(text: str) -> str:
+    """The text without white space and byte order mark around it."""
+    return text.strip().removeprefix("\ufeff").strip()
+
+
+def _letters_of_line(line: str) -> str:
+    """A line of plain letters without the numbers that GenBank and EMBL write before or after them."""
+    words = line.split()
+    if words and words[0].isdecimal():
+        del words[0]
+    if words and words[-1].isdecimal():
+        del words[-1]
+    return "".join(words)
+
+
+def _titles(text: str) -> list[str]:
+    """Column titles of a table that has a column "sequence"; none of any other text."""
     header = text.partition("\n")[0].strip()
-    return any("sequence" in map(str.strip, header.split(mark)) for mark in ",\t") and len(header) < 1000
+    if len(header) < 1000:
+        for mark in "\t,":
+            titles = [title.strip().strip('"') for title in header.split(mark)]  # R puts them in quotes
+            if "sequence" in titles:
+                return titles
+    return []
 
 
 def _records(text: str, name_column: str | None = None) -> Iterator[SequenceRecord]:
-    text = text.strip().removeprefix("\ufeff").strip() + "\n"
+    text = _bare(text) + "\n"
     suffix = {">": ".fa", "@": ".fq"}.get(text[0], ".txt")
-    if suffix == ".txt" and _is_table(text):
+    if suffix == ".txt" and _titles(text):
         suffix = ".tsv" if "\t" in text.partition("\n")[0] else ".csv"
     with tempfile.TemporaryDirectory(prefix="strandbert-") as folder:
         path = Path(folder) / f"input{suffix}"
@@ -120,7 +138,7 @@ def place_of(record: SequenceRecord) -> tuple[str, int]:
     """Contig and first position (from 1) that a name such as chr1:1,001-2,000 states; else the name itself and 1."""
     try:
         contig, start, end = parse_region(record.name)
-    except JobError:
+    except ValueError:  # no region, or a number of thousands of digits
         return record.name, 1
     return (contig, start + 1) if end - start == len(record.sequence) else (record.name, 1)
 
@@ -132,10 +150,10 @@ def parse_variant(text: str, record: SequenceRecord) -> tuple[int, str, str]:
     Raises:
         InputError: not understood, on another contig, or outside of the sequence.
     """
-    match = _VARIANT.fullmatch(text.strip())
+    contig, first = place_of(record)
+    match = _VARIANT.fullmatch(text.strip().removeprefix(f"{contig}:"))  # names of records may hold colons and blanks
     if not match:
         raise InputError("Write a variant as chr:pos ref>alt, for example chr1:159204893 T>C or 120 A>G.")
-    contig, first = place_of(record)
     last = first + len(record.sequence) - 1
     if match["contig"] and match["contig"] not in aliases(contig):
         raise InputError(f"The variant is on {match['contig'][:60]}, the sequence on {contig[:60]}.")

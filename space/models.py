@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from inference.loading import ModelError, SequenceEncoder, load_masked_lm, load_predictor
+from inference.loading import SequenceEncoder, load_masked_lm, load_predictor
 from inference.masked_scores import BaseProbabilities
 from inference.predict import Predictor
 from modeling.alibi_attention import choose_backend
@@ -88,14 +89,16 @@ class Models:
         source = self.sources[kind].get(name)
         if source is None and not self.local:
             raise InputError(f"{name[:80]!r} is not on the list of models: {', '.join(self.sources[kind]) or 'none'}.")
+        if (found := self._loaded.get((kind, name))) is not None:  # does not wait while another model is loaded
+            return found
         with self._lock:
-            if (kind, name) not in self._loaded:
-                loaded = self._load(kind, name, source or name)
+            if (found := self._loaded.get((kind, name))) is None:
+                found = self._load(kind, name, source or name)
                 others = [key for key in self._loaded if key[0] == kind]
                 if len(others) >= MOST_LOADED:
                     del self._loaded[others[0]]
-                self._loaded[kind, name] = loaded
-            return self._loaded[kind, name]
+                self._loaded[kind, name] = found
+            return found
 
     def _load(self, kind: str, name: str, source: str) -> Loaded:
         try:
@@ -104,9 +107,11 @@ class Models:
                 encoder = SequenceEncoder(source, model.config)
                 return Loaded(name, model, encoder, bases=BaseProbabilities(model, encoder))
             return _classifier(name, source, self.device)
-        except (ModelError, OSError, ValueError) as error:
-            log.exception("%s cannot be loaded", source)
-            raise InputError(str(error) if self.local else f"The model {name} cannot be loaded here.") from None
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            if self.local:
+                raise InputError(f"{name} cannot be loaded: {error}") from None
+            log.error("%s cannot be loaded: %s", source, error)
+            raise InputError(f"The model {name} cannot be loaded here.") from None
 
 
 def _classifier(name: str, source: str, device: str) -> Loaded:
@@ -126,7 +131,7 @@ def read_sources() -> dict[str, dict[str, str]]:
     for kind, variable in ENVIRONMENT.items():
         sources[kind] = {}
         if named := os.environ.get(variable, "").strip():
-            sources[kind][Path(named).name if Path(named).is_dir() else named] = named
+            sources[kind][Path(named).absolute().name if Path(named).is_dir() else named] = named
         for row in content.get(kind, []):
             folder = ROOT / row["source"]
             if not folder.is_dir():

@@ -54,11 +54,15 @@ CSS = """
 """
 
 
-def guarded(function: Callable) -> Callable:
-    """The handler, whose errors about the input are shown as text; user text in them is escaped."""
+def guarded(function: Callable, rendered: bool = True) -> Callable:
+    """
+    The handler, whose errors about the input are shown as text.
+
+    rendered: a page renders them as HTML, so user text in them is escaped; programs get them as they are.
+    """
 
     def shown(error: Exception) -> gr.Error:
-        return gr.Error(escape(str(error)), print_exception=False)
+        return gr.Error(escape(str(error)) if rendered else str(error), print_exception=False)
 
     known = (InputError, VariantError, *USER_ERRORS)
     if inspect.isgeneratorfunction(function):

@@ -32,7 +32,12 @@ def questions(source: random.Random) -> list[tuple]:
 
 def visit(url: str, seed: int, until: float, seconds: list[float], errors: Counter):
     """Ask until the time is over."""
-    source, client = random.Random(seed), Client(url, verbose=False)
+    source = random.Random(seed)
+    try:
+        client = Client(url, verbose=False)
+    except Exception as error:  # a visitor who does not get in is an error, too
+        errors[f"connecting: {error}"[:200]] += 1
+        return
     while time.monotonic() < until:
         for endpoint, *arguments in questions(source):
             start = time.monotonic()
@@ -68,8 +73,9 @@ def main():
         time.sleep(10)
     for thread in threads:
         thread.join()
-    print(f"{options.clients} clients, {options.seconds:.0f} s: {len(seconds):,} answers, {errors.total()} errors, "
-          f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s")  # fmt: skip
+    print(f"{options.clients} clients, {options.seconds:.0f} s: {len(seconds):,} answers, {errors.total()} errors")
+    if seconds:
+        print(f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s")
     for error, count in errors.most_common(5):
         print(count, error)
 

@@ -1,6 +1,7 @@
 """Every named endpoint, called by gradio_client, gives what the Python functions give."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,14 @@ import torch
 from inference.attribution import integrated_gradients
 from inference.masked_scores import BaseProbabilities
 from inference.mutagenesis import mutagenesis
+from inference.reading import SequenceRecord
 from inference.score_variants import VariantScorer
 from inference.variant_windows import variant_windows
+from space import answers
 from space.answers import FLANK
+from space.benchmarks import SPEED, bars, cases, speed_files
+from space.inputs import InputError
+from training.classification_batches import TooLongError
 
 from ..conftest import ROOT
 from ..inference.conftest import random_sequences
@@ -154,6 +160,36 @@ def test_benchmarks_are_the_rows_of_the_files(client):
     assert {"task", "metric"} <= set(client.predict("gue", api_name="/benchmark")[0])
 
 
+@pytest.mark.parametrize("file", SPEED)
+def test_every_measurement_is_drawn_with_one_bar_for_each_rival(file):
+    assert file in speed_files()
+    for case in cases(file):
+        rivals = list(bars(file, case)["value"].iloc[:, 0])
+        assert rivals and len(rivals) == len(set(rivals))
+
+
+def test_long_work_goes_in_steps_that_can_be_stopped(small, head):
+    record = SequenceRecord("a", SEQUENCES[2].encode(), "line 1")
+    for steps in (
+        answers.base_probabilities(small, record),
+        answers.embed(small, [record]),
+        answers.attribution(head, record),
+        answers.mutate(small, record, 10, 14),
+    ):
+        *progress, found = steps
+        assert progress and all(isinstance(step, int | float) for step in progress)
+        assert "about" in found
+
+
+def test_a_sequence_beyond_the_positions_of_a_model_is_said(head):
+    def too_long(first, records):
+        raise TooLongError("line 1, record 'a': 700 tokens, more than the 512 that fit; add --truncate to cut")
+
+    loaded = replace(head, predictor=too_long)
+    with pytest.raises(InputError, match="more than the 512 that fit; shorten it.$"):
+        answers.classify(loaded, [SequenceRecord("a", b"ACGT", "line 1")])
+
+
 @pytest.mark.parametrize(
     "endpoint, arguments, said",
     [
@@ -163,6 +199,7 @@ def test_benchmarks_are_the_rows_of_the_files(client):
         ("/tokens", ["ACGT", "/etc"], "not on the list of models: small"),
         ("/classify", ["ACGT", "../head"], "not on the list"),
         ("/fill_mask", ["ACGT", 5], "Position 5 does not exist"),
+        ("/fill_mask", ["ACGT", "five"], "position is 'five'; give a whole number"),
         ("/mutagenesis", ["ACGT" * 100, 1, 200], "at most 100"),
         ("/mutagenesis", ["ACGT", 0, 2], "between 1 and 4"),
         ("/variant", ["ACGTACGT", "2 A>G"], "the sequence has C there"),
@@ -174,6 +211,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(client, endpoint, arguments
     with pytest.raises(Exception, match=said) as error:
         client.predict(*arguments, api_name=endpoint)
     assert str(ROOT) not in str(error.value) and "Traceback" not in str(error.value)
+    assert "&" not in str(error.value)  # no HTML
 
 
 def test_a_fault_of_the_program_shows_nothing_of_its_inside(client, models, monkeypatch):

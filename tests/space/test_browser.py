@@ -125,6 +125,15 @@ def test_classify_shows_probabilities_and_the_bases_that_decide(page):
     assert "".join(letters.all_inner_texts()) == SEQUENCE
 
 
+def test_lines_are_sequences_for_both_buttons_of_classify(page):
+    panel = open_tab(page, "Classify")
+    fill(panel, "DNA sequences", f"{SEQUENCE}\n{SEQUENCE}")
+    press(panel, "Classify")
+    assert "2 sequences" in about(panel)
+    press(panel, "Attribute to bases")
+    assert "Attribution takes one sequence. There are 2 sequences" in complaint(page)
+
+
 def test_a_variant_is_scored_as_typed_and_by_a_click_in_the_heat_map(page):
     panel = open_tab(page, "Variants")
     fill(panel, "Reference sequence", f">chr9:1001-1120\n{SEQUENCE}")

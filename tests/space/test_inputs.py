@@ -1,5 +1,7 @@
 """What users paste: formats, letters and limits; coordinates and variants."""
 
+import time
+
 import pytest
 
 from inference.reading import SequenceRecord
@@ -43,8 +45,25 @@ def test_lines_of_genbank_are_read():
     assert read_sequence(GENBANK, 99).sequence == b"ACGTACGTACGTACGTACGTTTTTT"
 
 
+@pytest.mark.parametrize("gap", [" ", "\n"])
+def test_a_gap_of_any_length_takes_no_time(gap):
+    start = time.perf_counter()
+    assert read_sequence(f"ACGT{gap * 200_000}ACGT", 99).sequence == b"ACGTACGT"
+    assert time.perf_counter() - start < 5  # quadratic time would be minutes, for all visitors
+
+
+def test_a_byte_order_mark_is_no_letter():
+    assert read_sequence("\ufeff>one\nACGT\n", 99).sequence == b"ACGT"
+
+
+def test_a_table_as_R_writes_it_is_read():
+    quoted = '"name","label","sequence"\n"a","human","ACGT"\n"b","yeast","GGGG"\n'
+    assert [(r.name, r.sequence) for r in read_sequences(quoted, 9, 99)] == [("a", b"ACGT"), ("b", b"GGGG")]
+    assert read_labels(quoted) == ["human", "yeast"]
+
+
 def test_labels_are_those_of_the_table():
-    assert read_labels(CSV) == ["human", "yeast"]
+    assert read_labels(CSV) == read_labels("\ufeff" + CSV) == ["human", "yeast"]
     assert read_labels(FASTA) is None
 
 
@@ -110,6 +129,7 @@ def test_a_name_with_coordinates_places_the_sequence():
     assert place_of(record("chr1:1,001-1,100")) == ("chr1", 1001)
     assert place_of(record("chr1:1-50")) == ("chr1:1-50", 1)  # of another length: no coordinates of this sequence
     assert place_of(record("gene")) == ("gene", 1)
+    assert place_of(record("chr1:1-" + "1" * 5000))[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -119,9 +139,15 @@ def test_a_variant_is_understood_as_people_write_it(text):
     assert parse_variant(text, record("chr1:1001-1100")) == (4, "A", "G")
 
 
+@pytest.mark.parametrize("name", ["HLA:HLA00001", "read 1:2:3", "chr1:1-50", "a-b"])
+def test_a_variant_names_any_record(name):
+    assert parse_variant(f"{name}:5 A>G", record(name)) == (4, "A", "G")
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
+        ("1" * 5000 + " A>G", "Write a variant as"),
         ("chr2:1005 A>G", "on chr2, the sequence on chr1"),
         ("chr1:5 A>G", "positions 1001 to 1100"),
         ("rs2814778", "Write a variant as"),

@@ -1,5 +1,6 @@
 """Which models may be used: the list, and what a local user names."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,27 @@ def test_a_language_model_is_no_classifier(models):
     local = Models({"language": {}, "classifier": {}}, local=True)
     with pytest.raises(InputError, match="no classifier"):
         local.get("classifier", models.sources["language"]["small"])
+
+
+def test_a_damaged_model_is_said(tmp_path, models):
+    shutil.copytree(models.sources["language"]["small"], tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    local = Models({"language": {}, "classifier": {}}, local=True)
+    with pytest.raises(InputError, match="damaged cannot be loaded"):
+        local.get("language", str(tmp_path / "damaged"))
+
+
+def test_a_loaded_model_does_not_wait_for_another_to_load(models):
+    loaded = models.get("language")
+    with models._lock:  # as while another is loaded
+        assert models.get("language") is loaded
+
+
+def test_the_environment_may_name_the_folder_that_one_is_in(models, monkeypatch):
+    monkeypatch.chdir(models.sources["language"]["small"])
+    monkeypatch.setenv("STRANDBERT_DEMO_MODEL", ".")
+    assert next(iter(read_sources()["language"].items())) == ("small", ".")
 
 
 def test_the_environment_names_the_first_model(models, monkeypatch):
