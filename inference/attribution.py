@@ -280,7 +280,8 @@ def attribute_file(options: argparse.Namespace):
     attributor = Attributor(
         model.to(state.device), SequenceEncoder(options.model, model.config), options.method, target, options.layer
     )
-    settings = {"weights": fingerprint(model), "device": state.device.type, "method": options.method,
+    digest = fingerprint(model, attributor.encoder.tokenizer)
+    settings = {"model": digest, "device": state.device.type, "method": options.method,
                 "target": target, "layer": options.layer}  # fmt: skip
     motifs: list = []
 

@@ -146,8 +146,10 @@ def embed_file(options: argparse.Namespace):
         check_options(*(choice[name] for name in ("pooling", "resolution", "reverse_complement", "window", "overlap")))
     except ValueError as error:
         raise JobError(str(error)) from None
-    embedder = Embedder(model, SequenceEncoder(options.model, model.config), **choice)
-    settings = {"weights": fingerprint(model), "dtype": options.dtype, "device": state.device.type, **choice}
+    encoder = SequenceEncoder(options.model, model.config)
+    embedder = Embedder(model, encoder, **choice)
+    digest = fingerprint(model, encoder.tokenizer)
+    settings = {"model": digest, "dtype": options.dtype, "device": state.device.type, **choice}
 
     def read():
         return read_records(options.input, options.genome, options.sequence_column, options.name_column)

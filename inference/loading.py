@@ -152,9 +152,20 @@ def _config(source: str, trust_remote_code: bool = False):
         raise ModelError(f"{source}: no model that can be loaded ({str(error).splitlines()[0]})") from None
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """Hexadecimal digest of all weights: two models of one fingerprint compute the same."""
-    digest = hashlib.blake2b(digest_size=16)
+def fingerprint(model: torch.nn.Module, tokenizer) -> str:
+    """
+    Hexadecimal digest of weights, configuration (of an adapter, too) and tokenizer: two models of one fingerprint
+    compute the same.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    content = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
+    content.pop("transformers_version", None)
+    adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
+    # transformers leaves the truncation and padding of its last call in the tokenizer.
+    parts = [content, adapters, words | {"truncation": None, "padding": None}]
+    text = json.dumps(parts, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -218,7 +218,8 @@ def main(arguments: list[str] | None = None):
         encoder = SequenceEncoder(options.model, model.config)
         both = options.reverse_complement == "average"
         compute = BaseProbabilities(model, encoder, both, options.batch_tokens)
-        settings = {"weights": fingerprint(model), "device": state.device.type, "both_strands": both}
+        digest = fingerprint(model, encoder.tokenizer)
+        settings = {"model": digest, "device": state.device.type, "both_strands": both}
 
         def read():
             return read_records(options.input, options.genome, options.sequence_column, options.name_column)

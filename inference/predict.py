@@ -131,7 +131,7 @@ def predict_file(options: argparse.Namespace):
     classifier.sequences.truncate = options.truncate
     predictor = Predictor(classifier, options.reverse_complement, options.batch_bases)
     settings = {
-        "weights": fingerprint(classifier.model),
+        "model": fingerprint(classifier.model, classifier.tokenizer),
         "labels": predictor.names,
         "device": state.device.type,
         **{name: getattr(options, name) for name in ("dtype", "reverse_complement", "truncate", "batch_bases")},

@@ -238,11 +238,12 @@ def score_file(options: argparse.Namespace) -> Counter:
     genome = Genome(options.genome, contig_names(source))
     model = load_masked_lm(options.model, getattr(torch, options.dtype)).to(state.device)
     pll_tokens = None if options.pll_tokens == "all" else int(options.pll_tokens)
-    scorer = VariantScorer(model, SequenceEncoder(options.model, model.config), pll_tokens, options.batch_tokens)
-    weights = fingerprint(model)
-    settings = {"weights": weights, "dtype": options.dtype, "device": state.device.type, "flank": options.flank,
+    encoder = SequenceEncoder(options.model, model.config)
+    scorer = VariantScorer(model, encoder, pll_tokens, options.batch_tokens)
+    digest = fingerprint(model, encoder.tokenizer)
+    settings = {"model": digest, "dtype": options.dtype, "device": state.device.type, "flank": options.flank,
                 "pll_tokens": pll_tokens}  # fmt: skip
-    provenance = f"<Command=score_variants,Weights={weights},Flank={options.flank},PllTokens={options.pll_tokens}>"
+    provenance = f"<Command=score_variants,Model={digest},Flank={options.flank},PllTokens={options.pll_tokens}>"
     counts: Counter = Counter()
 
     def also_vcf(tables):

@@ -1,5 +1,6 @@
 """`python -m inference.embed`: files in, vectors out, equal to `model.embed`."""
 
+import json
 import shutil
 
 import numpy as np
@@ -79,9 +80,7 @@ def test_token_rows_say_which_bases_they_cover(fasta, model_folder, model):
         assert start == [0, *end[:-1]] and end[-1] == len(sequence)
 
 
-@pytest.mark.parametrize("output", ["out.parquet", "out.npy"])
-def test_interrupted_at_half_and_resumed_equals_uninterrupted(fasta, model_folder, output, monkeypatch):
-    whole = command(fasta, model_folder, "whole" + output).read_bytes()
+def interrupt_the_third_pass(monkeypatch):
     passes = []
     original = StrandBertModel.forward
 
@@ -92,11 +91,35 @@ def test_interrupted_at_half_and_resumed_equals_uninterrupted(fasta, model_folde
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(StrandBertModel, "forward", forward)
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out.npy"])
+def test_interrupted_at_half_and_resumed_equals_uninterrupted(fasta, model_folder, output, monkeypatch):
+    whole = command(fasta, model_folder, "whole" + output).read_bytes()
+    interrupt_the_third_pass(monkeypatch)
     with pytest.raises(SystemExit, match="the same command goes on"):
         command(fasta, model_folder, output)
     assert len(list(fasta.with_name(output + ".parts").glob("*.parquet"))) == 2
     assert command(fasta, model_folder, output).read_bytes() == whole
     assert not fasta.with_name(output + ".parts").exists()
+
+
+@pytest.mark.parametrize(
+    "file, change", [("config.json", {"glu_activation": "silu"}), ("tokenizer.json", {"normalizer": None})]
+)
+def test_a_changed_configuration_or_tokenizer_does_not_go_on_with_what_is_there(
+    fasta, model_folder, monkeypatch, file, change
+):
+    folder = shutil.copytree(model_folder, fasta.with_name("model"))
+    interrupt_the_third_pass(monkeypatch)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        command(fasta, folder, "out.parquet")
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | change))
+    with pytest.raises(SystemExit, match="an interrupted job with other settings: model was"):
+        command(fasta, folder, "out.parquet")
+    (folder / file).write_text(json.dumps(content))
+    command(fasta, folder, "out.parquet")
 
 
 def test_bed_intervals_of_both_strands(fasta, model_folder, model):
