@@ -189,6 +189,10 @@ def _letters(path: Path, name: str, where: str, sequence: str | bytes) -> bytes:
     if not letters or letters in MISSING:
         what = f"the value {sequence!r} stands for a missing sequence" if letters else "the sequence is empty"
         raise SequenceInputError(f"{path}, {where}, record {name!r}: {what}; complete or remove it")
+    if len(sequence.split(maxsplit=1)) > 1:
+        raise SequenceInputError(
+            f"{path}, {where}, record {name!r}: white space within the sequence; give the letters in one piece"
+        )
     return letters
 
 

@@ -96,6 +96,9 @@ def test_reverse_complement_of_the_reverse_complement(sequence):
         ("x.csv", "sequence\n", "holds no sequence"),
         ("x.csv", "", r"no column 'sequence'; the columns are \(none\)"),
         ("x.txt", ">a\nACGT\n", "line 1: this is FASTA"),
+        ("x.txt", "ACGTAC\nACGTAC CGTACG GTACGT\n", "line 2, record '2': white space within the sequence"),
+        ("x.csv", "sequence,label\nACGT,1\nACG CGT,0\n", "line 3, record '2': white space within the sequence"),
+        ("x.tsv", "id\tsequence\na\tACG CGT\n", "line 2, record 'a': white space within the sequence"),
         ("x.parquet", "nonsense", "not a readable Parquet file"),
         ("x.docx", "ACGT", "unknown kind of file '.docx'"),
         ("x.bed", "chr1\t0\t4\n", "needs? a genome"),
@@ -135,6 +138,16 @@ def test_a_missing_value_in_parquet_is_named(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"sequence": ["ACG", None]}), tmp_path / "x.parquet")
     with pytest.raises(SequenceInputError, match="x.parquet, row 2: column 'sequence' holds None"):
         list(read_records(tmp_path / "x.parquet"))
+
+
+def test_white_space_within_a_sequence_of_parquet_is_named(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": ["ACG", "ACG CGT"]}), tmp_path / "x.parquet")
+    with pytest.raises(SequenceInputError, match="x.parquet, row 2, record '2': white space within the sequence"):
+        list(read_records(tmp_path / "x.parquet"))
+
+
+def test_white_space_around_a_sequence_does_not_matter(tmp_path):
+    assert [r.sequence for r in read_records(written(tmp_path, "x.txt", " ACG\t\r\nTT \n"))] == [b"ACG", b"TT"]
 
 
 def test_two_contigs_of_one_name_are_refused(tmp_path):
