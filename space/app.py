@@ -22,13 +22,16 @@ if str(ROOT) not in sys.path:
 
 import gradio as gr  # noqa: E402
 import torch  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from space import api, benchmarks, classification, embedding, explore, variants  # noqa: E402
 from space.inputs import UPLOAD_BYTES, InputError  # noqa: E402
+from space.limits import BodyLimit  # noqa: E402
 from space.models import ENVIRONMENT, Models, read_sources, tomllib  # noqa: E402
 from space.parts import CSS, THEME  # noqa: E402
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+BODY_BYTES = 2 * UPLOAD_BYTES  # of any request: the largest file fits, also as text within JSON
 MOST_WAITING = 100  # requests in the queue; more are refused with a message
 FILES_CHECKED, FILES_KEPT = 300, 3600  # seconds
 
@@ -70,7 +73,11 @@ def build(models: Models) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, **options):
     """Start the server with the look and the limits of the demo; options as of `Blocks.launch`."""
-    limits = {"max_file_size": UPLOAD_BYTES, "ssr_mode": False}
+    limits = {
+        "max_file_size": UPLOAD_BYTES,
+        "app_kwargs": {"middleware": [Middleware(BodyLimit, most_bytes=BODY_BYTES)]},
+        "ssr_mode": False,
+    }
     return demo.launch(theme=THEME, css=CSS, footer_links=["api"], **limits, **options)
 
 
