@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from space import api, benchmarks, classification, embedding, explore, variants  # noqa: E402
+from space.files import keep_swept  # noqa: E402
 from space.inputs import UPLOAD_BYTES, InputError  # noqa: E402
 from space.limits import BodyLimit  # noqa: E402
 from space.models import ENVIRONMENT, Models, read_sources, tomllib  # noqa: E402
@@ -47,7 +48,7 @@ def build(models: Models) -> gr.Blocks:
     examples = read_examples()
     table = (ROOT / "space" / "examples" / "species.csv").read_text(encoding="utf-8")
     number = len(list(csv.reader(table.splitlines()))) - 1
-    with gr.Blocks(title="StrandBERT", analytics_enabled=False, delete_cache=(FILES_CHECKED, FILES_KEPT)) as demo:
+    with gr.Blocks(title="StrandBERT", analytics_enabled=False) as demo:
         gr.Markdown("# StrandBERT\n\nA DNA language model to look into: tokens, vectors, predictions, variants.")
         names = models.names("language")
         own = " Or the folder or Hub name of another StrandBERT." if models.local else ""
@@ -131,6 +132,7 @@ def main(arguments: list[str] | None = None):
     try:
         with tempfile.TemporaryDirectory(prefix="strandbert-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder
+            keep_swept(Path(folder), FILES_CHECKED, FILES_KEPT)
             launch(build(models), server_name=host, server_port=options.port)
     except (OSError, OverflowError) as error:  # a port that is taken or no port, an address of another machine
         sys.exit(f"error: {error}")

@@ -1,6 +1,10 @@
-"""Files that users download: each in a folder of its own in the server's cache, which removes it within the hour."""
+"""Files that users download, each in a folder of its own within the demo's folder, and the sweep of that folder."""
 
+import contextlib
+import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pyarrow
@@ -26,3 +30,25 @@ def write_parquet(name: str, table: pyarrow.Table) -> str:
     path = _place(name)
     pyarrow.parquet.write_table(table, path)
     return str(path)
+
+
+def sweep(folder: Path, age: float):
+    """Remove files that were last changed more than `age` seconds ago, and folders that have been empty as long."""
+    before = time.time() - age
+    for place, _, names in os.walk(folder, topdown=False):
+        for path in (*(Path(place, name) for name in names), Path(place)):
+            with contextlib.suppress(OSError):  # gone meanwhile, or a folder that is not empty
+                if path == folder or path.lstat().st_mtime > before:
+                    continue
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+def keep_swept(folder: Path, every: float, age: float):
+    """Sweep the folder every so many seconds from now on, in a thread that ends with the program."""
+
+    def run():
+        while True:
+            time.sleep(every)
+            sweep(folder, age)
+
+    threading.Thread(target=run, daemon=True).start()

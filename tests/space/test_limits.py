@@ -1,7 +1,12 @@
-"""Requests that are too large for the server."""
+"""Requests that are too large for the server, and files that have been there too long."""
+
+import os
+import time
 
 import httpx
 import pytest
+
+from space.files import keep_swept, sweep
 
 MEGABYTE = b"0" * 1_000_000
 
@@ -25,3 +30,37 @@ def test_a_body_within_the_limit_is_read(server):
     headers = {"content-type": "application/json"}
     answer = httpx.post(f"{server}gradio_api/queue/join", content=MEGABYTE * 9, headers=headers, timeout=60)
     assert answer.status_code == 422  # as no JSON
+
+
+def write(path, seconds_ago):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("ACGT")
+    os.utime(path, (time.time() - seconds_ago,) * 2)
+
+
+def test_old_files_and_empty_folders_are_swept_and_no_others(tmp_path):
+    write(tmp_path / "a" / "old.tsv", 3700)
+    write(tmp_path / "a" / "new.tsv", 3500)
+    write(tmp_path / "b" / "old.tsv", 3700)
+    write(tmp_path / "old.fa", 3700)
+    for name in ("a", "empty", "fresh"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    for place in (tmp_path / "a", tmp_path / "empty", tmp_path):
+        os.utime(place, (time.time() - 3700,) * 2)
+    sweep(tmp_path, 3600)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a", "a/new.tsv", "b", "fresh",
+    ]  # fmt: skip
+    os.utime(tmp_path / "b", (time.time() - 3700,) * 2)  # empty for that long now
+    sweep(tmp_path, 3600)
+    assert not (tmp_path / "b").exists() and tmp_path.exists()
+
+
+def test_the_folder_is_swept_again_and_again(tmp_path):
+    keep_swept(tmp_path, 0.2, 3600)
+    for name in ("one.tsv", "two.tsv"):
+        write(tmp_path / name, 3700)
+        until = time.monotonic() + 20
+        while (tmp_path / name).exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not (tmp_path / name).exists()
