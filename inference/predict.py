@@ -13,7 +13,7 @@ value for regression). An interrupted job goes on when the same command is given
 
 import argparse
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from inference.jobs import JobError, check_files, processes, run, said_in_one_li
 from inference.loading import fingerprint, load_predictor
 from inference.reading import SequenceRecord, add_input_arguments, read_records, reverse_complement
 from modeling.embedding import STRANDS
-from modeling.memory import must_fit
+from modeling.memory import is_out_of_memory, must_fit
 from training.classification_batches import ClassificationCollator, TooLongError, evaluation_batches
 from training.classification_data import REGRESSION, SINGLE_LABEL
 from training.classification_model import Classifier, ModelError
@@ -75,8 +75,8 @@ class Predictor:
             inputs = {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             tokens = [len(samples[row]["input_ids"]) for row in rows]
             bases_per_token = lengths[rows].sum() / sum(tokens)
-            packed = self.classifier.packed
-            with must_fit(self.model, max(tokens), sum(tokens), bases_per_token) if packed else nullcontext():
+            packed = must_fit(self.model, max(tokens), sum(tokens), bases_per_token, "--batch-bases")
+            with packed if self.classifier.packed else _padded_must_fit(self.model, tokens):
                 logits[rows] = self.model(**inputs).logits.float().cpu().numpy()
         return logits
 
@@ -94,6 +94,19 @@ class Predictor:
         ids, types = self.classifier.sequences.encode(sequences, where=where)
         sample = {"input_ids": ids, "label": np.int64(0)}
         return sample if types is None else sample | {"token_type_ids": types}
+
+
+@contextmanager
+def _padded_must_fit(model, tokens: list[int]) -> Iterator[None]:
+    """Around a pass over a padded batch; raises MemoryError when an allocation fails."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"a batch of {len(tokens):,} sequences of up to {max(tokens):,} tokens"
+        advice = "lower --batch-bases" if len(tokens) > 1 else "cut it into pieces, or try --dtype bfloat16"
+        raise MemoryError(f"{what} does not fit into the memory of {model.device}; {advice}") from error
 
 
 def main(arguments: list[str] | None = None):

@@ -35,10 +35,21 @@ def free_memory(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception of torch says that an allocation failed; on a CPU that is a plain RuntimeError."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+    known = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+    return known or isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 @contextlib.contextmanager
-def must_fit(model, longest: int, tokens: int, bases_per_token: float) -> Iterator[None]:
+def must_fit(
+    model, longest: int, tokens: int, bases_per_token: float, batch_option: str = "batch_tokens"
+) -> Iterator[None]:
     """
     Around a forward pass over `tokens` tokens, of which the longest sequence has `longest`.
+
+    batch_option: what the caller's user lowers to make batches smaller.
 
     Raises:
         MemoryError: before the pass where a CPU's memory is not enough (Linux would end the process), or when an
@@ -47,19 +58,21 @@ def must_fit(model, longest: int, tokens: int, bases_per_token: float) -> Iterat
     each = bytes_per_token(model.config, model.dtype)
     free = free_memory(model.device)
     if model.device.type == "cpu" and free is not None and tokens * each > free:
-        raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token))
+        raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token, batch_option))
     try:
         yield
-    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         problem = error
     else:
         return
-    raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token)) from problem
+    raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token, batch_option)) from problem
 
 
-def _advice(model, longest: int, tokens: int, each: int, free: int | None, bases_per_token: float) -> str:
+def _advice(
+    model, longest: int, tokens: int, each: int, free: int | None, bases_per_token: float, batch_option: str
+) -> str:
     what = f"a sequence of {tokens:,} tokens" if tokens == longest else f"a batch of {tokens:,} tokens"
     message = f"{what} does not fit into the memory of {model.device}: "
     fits = tokens // 2  # where an allocation failed although the estimate says that there is room
@@ -68,5 +81,5 @@ def _advice(model, longest: int, tokens: int, each: int, free: int | None, bases
         message += f"it needs about {tokens * each / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
     message += f"{fits:,} tokens, about {fits * bases_per_token:,.0f} bp, would fit"
     if tokens != longest:
-        return message + "; lower batch_tokens"
+        return message + f"; lower {batch_option}"
     return message + "; read it in windows (window=...), or load the model with dtype=torch.bfloat16"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from inference import jobs, predict
-from modeling import StrandBertForSequenceClassification, StrandBertModel
+from modeling import StrandBertForSequenceClassification, StrandBertModel, memory
 
 from ..conftest import ROOT
 from .conftest import random_sequences, save_model
@@ -145,18 +145,58 @@ def test_an_adapter_without_its_head_is_refused(table, adapter):
         command(table, folder)
 
 
-def test_another_architecture_is_read_in_padded_batches(table, tmp_path):
+def save_bert(folder):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     config = BertConfig(
         vocab_size=4096, **sizes, pad_token_id=3, num_labels=2, problem_type="single_label_classification"
     )
     model = BertForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path / "bert")
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ROOT / "tokenization" / "vocabulary" / name, tmp_path / "bert" / name)
+        shutil.copy(ROOT / "tokenization" / "vocabulary" / name, folder / name)
+    return model
+
+
+def test_another_architecture_is_read_in_padded_batches(table, tmp_path):
+    model = save_bert(tmp_path / "bert")
     expected = expected_logits(model).softmax(-1).numpy()
     assert np.abs(scores(command(table, tmp_path / "bert")) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "error, options, advice",
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), [], "lower --batch-bases"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), [], "lower --batch-bases"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ["--batch-bases", "1"], "--dtype"),
+    ],
+)
+def test_too_little_memory_for_a_padded_batch_is_said_in_one_line(table, tmp_path, monkeypatch, error, options, advice):
+    def fail(*args, **kwargs):
+        raise error
+
+    save_bert(tmp_path / "bert")
+    monkeypatch.setattr(BertForSequenceClassification, "forward", fail)
+    with pytest.raises(SystemExit, match=f"does not fit into the memory of cpu; .*{advice}") as found:
+        command(table, tmp_path / "bert", *options)
+    assert "\n" not in str(found.value)
+
+
+def test_too_little_memory_for_a_packed_batch_names_the_option(table, classifier_folder, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    with pytest.raises(SystemExit, match="does not fit into the memory of cpu: .*; lower --batch-bases"):
+        command(table, classifier_folder)
+
+
+def test_other_failures_of_a_padded_batch_are_no_matter_of_memory(table, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    save_bert(tmp_path / "bert")
+    monkeypatch.setattr(BertForSequenceClassification, "forward", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        command(table, tmp_path / "bert")
 
 
 def test_sequences_too_long_for_a_model_are_found_before_anything_is_computed(table, tmp_path):
