@@ -54,6 +54,7 @@ class Classifier:
     Attributes:
         packed: whether batches are laid end to end instead of padded.
         reads_mask: whether the model takes an attention_mask.
+        random: weights that were not in the files, all of the head.
     """
 
     model: PreTrainedModel
@@ -61,6 +62,7 @@ class Classifier:
     sequences: SequenceTokenizer
     packed: bool
     reads_mask: bool
+    random: tuple[str, ...] = ()
 
 
 def load_config(source: str, labels: Labels, trust_remote_code: bool = False, **options):
@@ -186,7 +188,8 @@ def load_classifier(
         k = kmer_length(tokenizer) if config.model_type == "bert" else None
         sequences = SequenceTokenizer(tokenizer, str if k is None else partial(kmers, k=k), limit, truncate)
     reads_mask = "attention_mask" in inspect.signature(model.forward).parameters
-    return Classifier(model, tokenizer, sequences, packed=strandbert, reads_mask=reads_mask)
+    lost = tuple(sorted(key for key in missing if key in depths))
+    return Classifier(model, tokenizer, sequences, packed=strandbert, reads_mask=reads_mask, random=lost)
 
 
 def kmer_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -295,6 +298,9 @@ def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Class
     classifier = load_classifier(config, tokenizer, source, trust_remote_code=trust_remote_code)
     if adapted:
         classifier.model = load_adapter(classifier.model, folder)
+    elif classifier.random:
+        shown = ", ".join(classifier.random[:3]) + (", ..." if len(classifier.random) > 3 else "")
+        raise ModelError(f"{folder} lacks weights of its head, so its predictions would be random: {shown}")
     classifier.model.eval()
     return classifier
 

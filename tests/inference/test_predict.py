@@ -235,6 +235,16 @@ def test_a_model_that_is_no_classifier_is_refused(table, tmp_path):
         command(table, folder)
 
 
+def test_a_classifier_without_the_weights_of_its_head_is_refused(table, classifier_folder, tmp_path):
+    folder = shutil.copytree(classifier_folder, tmp_path / "headless")
+    weights = load_file(folder / "model.safetensors")
+    encoder = {name: weight for name, weight in weights.items() if "classifier" not in name and "pooler" not in name}
+    assert len(encoder) < len(weights)
+    save_file(encoder, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit, match=r"lacks weights of its head, .*random: .*classifier\.bias"):
+        command(table, folder)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
