@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +71,7 @@ class Models:
     local: bool
     device: str = "cpu"
     _loaded: dict[tuple[str, str], Loaded] = field(default_factory=dict)
+    _used: dict[tuple[str, str], float] = field(default_factory=dict)  # when each was last asked for
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def names(self, kind: str) -> list[str]:
@@ -89,16 +91,16 @@ class Models:
         source = self.sources[kind].get(name)
         if source is None and not self.local:
             raise InputError(f"{name[:80]!r} is not on the list of models: {', '.join(self.sources[kind]) or 'none'}.")
-        if (found := self._loaded.get((kind, name))) is not None:  # does not wait while another model is loaded
-            return found
-        with self._lock:
-            if (found := self._loaded.get((kind, name))) is None:
-                found = self._load(kind, name, source or name)
-                others = [key for key in self._loaded if key[0] == kind]
-                if len(others) >= MOST_LOADED:
-                    del self._loaded[others[0]]
-                self._loaded[kind, name] = found
-            return found
+        if (found := self._loaded.get((kind, name))) is None:  # does not wait while another model is loaded
+            with self._lock:
+                if (found := self._loaded.get((kind, name))) is None:
+                    found = self._load(kind, name, source or name)
+                    others = [key for key in self._loaded if key[0] == kind]
+                    if len(others) >= MOST_LOADED:
+                        del self._loaded[min(others, key=lambda key: self._used.get(key, 0.0))]
+                    self._loaded[kind, name] = found
+        self._used[kind, name] = time.monotonic()
+        return found
 
     def _load(self, kind: str, name: str, source: str) -> Loaded:
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from space.inputs import InputError
-from space.models import Models, read_sources
+from space.models import MOST_LOADED, Loaded, Models, read_sources
 
 
 def test_the_first_of_the_list_is_the_default(models):
@@ -60,6 +60,19 @@ def test_a_loaded_model_does_not_wait_for_another_to_load(models):
     loaded = models.get("language")
     with models._lock:  # as while another is loaded
         assert models.get("language") is loaded
+
+
+def test_the_model_that_was_not_used_for_longest_makes_room(monkeypatch):
+    monkeypatch.setattr(Models, "_load", lambda self, kind, name, source: Loaded(name, None, None))
+    names = [f"model {i}" for i in range(MOST_LOADED + 1)]
+    held = Models({"language": {name: name for name in names}, "classifier": {"head": "head"}}, local=False)
+    held.get("classifier")
+    first, second, *_ = [held.get("language", name) for name in names[:-1]]
+    assert held.get("language", names[0]) is first
+    held.get("language", names[-1])
+    assert held.get("language", names[0]) is first
+    assert held.get("language", names[1]) is not second
+    assert len(held._loaded) == MOST_LOADED + 1  # each kind by itself
 
 
 def test_the_environment_may_name_the_folder_that_one_is_in(models, monkeypatch):
