@@ -79,6 +79,7 @@ def launch(demo: gr.Blocks, **options):
         "app_kwargs": {"middleware": [Middleware(BodyLimit, most_bytes=BODY_BYTES)]},
         "ssr_mode": False,
     }
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # else browsers keep what was computed
     return demo.launch(theme=THEME, css=CSS, footer_links=["api"], **limits, **options)
 
 

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -221,8 +222,10 @@ def test_a_fault_of_the_program_shows_nothing_of_its_inside(client, models, monk
     assert "division" not in str(error.value) and str(ROOT) not in str(error.value)
 
 
-def test_files_of_the_server_cannot_be_read(server):
-    import httpx
+def test_browsers_keep_no_history_of_what_was_computed(server):
+    assert httpx.get(f"{server}config").json()["run_history"] is False
 
+
+def test_files_of_the_server_cannot_be_read(server):
     for path in (ROOT / "pyproject.toml", "/etc/passwd"):
         assert httpx.get(f"{server}gradio_api/file={path}").status_code in (403, 404)
