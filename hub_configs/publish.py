@@ -7,7 +7,8 @@ Make a self-contained Hub repository of a trained model, check it as a stranger 
     python -m hub_configs.publish --space --model my_model --name strandbert-tiny --output my_space
 
 --model is a folder of ours: written by run_mlm.py, run_classification.py, hub_configs.convert or save_pretrained.
---name is a table of hub_configs/models.toml, which says what the card says; for a model of your own add a table.
+--name is a table of hub_configs/models.toml, which says what the card says; its sizes must be those of the model. For
+a model of your own add a table.
 
 OUTPUT receives the model's code byte for byte, config.json, tokenizer, model.safetensors, reference outputs, README.md
 (the card), LICENSE and requirements.txt. Before it appears it is loaded from a simulated Hub cache, offline, in a fresh
@@ -59,6 +60,7 @@ from .reference import write_reference
 from .space import SpaceError, make_space
 from .verify import TOLERANCE, VerificationError, compare, describe, load_in_fresh_interpreter
 
+COMPARED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "glu_activation")
 SAME = 1e-5  # of the largest output of the source model: both run the same code, on other numbers of threads
 
 
@@ -71,14 +73,16 @@ def publish(
     repository: the Hub name that the card's examples load (default: the model's name).
 
     Raises:
-        PublishError: no such table, or a folder that must not leave this machine; ConversionError: the model's files do
-        not fit; VerificationError: it does not load alone, or not with the source's outputs. OUTPUT then is not made.
+        PublishError: no such table, one of a model with other sizes, or a folder that must not leave this machine;
+        ConversionError: the model's files do not fit; VerificationError: it does not load alone, or not with the
+        source's outputs. OUTPUT then is not made.
     """
     source, output = Path(model).resolve(), Path(output).absolute()
     row = model_row(name)
     check_output(output, overwrite)
     check_not_replaced(output, [source])
     weights, config = read_source(source)
+    check_sizes(name, row, config)
     with new_folder(output, overwrite) as folder:
         tokenizer = checked_tokenizer(source / "tokenizer.json", config)
         try:
@@ -106,6 +110,23 @@ def model_row(name: str) -> dict:
     return models[name]
 
 
+def check_sizes(name: str, row: dict, config: dict) -> None:
+    """Raise PublishError when the card, made from a table of models.toml, would describe a model of other sizes."""
+    stated = {**default_settings(), **read_json(ROOT / row["config"])}
+    different = [f"{key} is {config[key]}, not {stated[key]}" for key in COMPARED if config[key] != stated[key]]
+    if different:
+        raise PublishError(
+            f"--name {name}: the card would describe another model than these weights, that of {row['config']} "
+            f"({'; '.join(different)}). Name the table of this model in hub_configs/models.toml, or add one"
+        )
+
+
+def default_settings() -> dict:
+    """Every setting of a config.json that has a default, with it."""
+    settings = inspect.signature(modeling.StrandBertConfig.__init__).parameters.values()
+    return {setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty}
+
+
 def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
     """Weights and config.json of a folder of ours, as they are published. Raises ConversionError."""
     config = read_json(source / "config.json")
@@ -121,9 +142,7 @@ def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
     weights = read_weights(source)
     model_class = model_class_of(weights)
     config = {key: value for key, value in config.items() if not SOURCE_ONLY.fullmatch(key)}
-    settings = inspect.signature(modeling.StrandBertConfig.__init__).parameters.values()
-    defaults = {setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty}
-    config = {**defaults, **config, "architectures": [model_class.__name__], "auto_map": dict(AUTO_MAP)}
+    config = {**default_settings(), **config, "architectures": [model_class.__name__], "auto_map": dict(AUTO_MAP)}
     try:
         modeling.StrandBertConfig(**config)
     except (TypeError, ValueError) as error:

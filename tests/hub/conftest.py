@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from hub_configs.card import read_models
+
 from .local_hub import LocalHub
 
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
@@ -124,6 +126,15 @@ def write_checkpoint(folder, weights, config=None, form="bin", shards=1):
 def golden(shared_data):
     """Weights, inputs and outputs that the original DNABERT-2 code produced for a tiny random configuration."""
     return load_file(shared_data("golden/dnabert2_official_tiny.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory):
+    """The tables of models.toml, where strandbert-tiny has the sizes of the small random models."""
+    config = tmp_path_factory.mktemp("models") / "config.json"
+    config.write_text(json.dumps({**SIZES, "glu_activation": "gelu"}))
+    models = read_models()
+    return {**models, "strandbert-tiny": {**models["strandbert-tiny"], "config": str(config)}}
 
 
 @pytest.fixture

@@ -43,8 +43,16 @@ def trained(folder, model_class=StrandBertForMaskedLM, **settings):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tables(small_models):
+    """The models published here are described by the table strandbert-tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "read_models", lambda: small_models)
+        yield
+
+
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(tables, tmp_path_factory):
     """(source, folder, report) of a masked-LM model."""
     root = tmp_path_factory.mktemp("publish")
     source = trained(root / "my_model")
@@ -151,6 +159,31 @@ def test_a_name_without_a_table_lists_those_there_are(copy, tmp_path):
     assert "only dnabert2-117m, dnagrinder-64m, strandbert-tiny" in refused(
         PublishError, copy, "my-model", tmp_path / "out"
     )
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("hidden_size", 96),
+        ("num_hidden_layers", 4),
+        ("num_attention_heads", 6),
+        ("intermediate_size", 128),
+        ("glu_activation", "silu"),
+    ],
+)
+def test_a_card_of_a_model_with_other_sizes_is_refused(copy, tmp_path, small_models, monkeypatch, key, value):
+    own = {**SIZES, "glu_activation": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps({**own, key: value}))
+    row = {**small_models["strandbert-tiny"], "config": str(tmp_path / "config.json")}
+    monkeypatch.setattr(module, "read_models", lambda: {"mine": row})
+    message = refused(PublishError, copy, "mine", tmp_path / "out")
+    assert f"({key} is {own[key]}, not {value})" in message
+
+
+def test_a_small_model_is_not_published_as_a_large_one(copy, tmp_path):
+    message = refused(PublishError, copy, "dnabert2-117m", tmp_path / "out")
+    assert "--name dnabert2-117m: the card would describe another model" in message
+    assert "hidden_size is 48, not 768; num_hidden_layers is 3, not 12" in message
 
 
 def test_a_label_that_is_a_path_is_refused(copy, tmp_path, no_load):

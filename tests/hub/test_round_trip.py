@@ -18,16 +18,23 @@ from ..conftest import ROOT
 from .conftest import SIZES, original_tokenizer
 from .local_hub import LocalHub
 
+SHIPPED = ROOT / "hub_configs" / "strandbert-tiny"
 CLIENT = Path(__file__).with_name("hub_client.py")
 OLDEST = ROOT / ".matrix" / "transformers-4.57"
+PUBLISH = """
+import json, sys
+from hub_configs import publish
+models = json.loads(sys.argv.pop(1))
+publish.read_models = lambda: models
+sys.exit(publish.main())
+"""
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     """A small random model as save_pretrained and run_mlm.py leave it; the weights of strandbert-tiny when shipped."""
-    shipped = ROOT / "hub_configs" / "strandbert-tiny"
-    if (shipped / "model.safetensors").is_file() and (shipped / "tokenizer.json").is_file():
-        return shipped
+    if (SHIPPED / "model.safetensors").is_file() and (SHIPPED / "tokenizer.json").is_file():
+        return SHIPPED
     folder = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
     config = StrandBertConfig(**SIZES, initializer_range=0.2, architectures=["StrandBertForMaskedLM"])
@@ -60,12 +67,14 @@ def run(command, hub, scratch, overlay=None, cwd=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["newest", "4.57"])
-def test_publish_load_fine_tune_push_again_load_the_old_revision(model_folder, tmp_path, version):
+def test_publish_load_fine_tune_push_again_load_the_old_revision(model_folder, small_models, tmp_path, version):
     overlay = None if version == "newest" else OLDEST
     if overlay and not (overlay / "transformers").is_dir():
         pytest.skip("transformers 4.57 is not beside the checkout; `make test-matrix` puts it into .matrix/")
     with LocalHub({"hf_write": "tester"}, part_size=1 << 20) as hub:
-        command = [sys.executable, "-m", "hub_configs.publish", "--model", str(model_folder)]
+        random = ["-c", PUBLISH, json.dumps(small_models)]  # of the sizes in these tables
+        program = ["-m", "hub_configs.publish"] if model_folder == SHIPPED else random
+        command = [sys.executable, *program, "--model", str(model_folder)]
         command += ["--name", "strandbert-tiny", "--output", str(tmp_path / "published"), "--push", "genomes/tiny"]
         printed = run(command, hub, tmp_path, overlay, cwd=ROOT)
         repository = hub.repositories["genomes/tiny"]
