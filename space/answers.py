@@ -189,8 +189,9 @@ def classify(loaded: Loaded, records: list[SequenceRecord]) -> dict:
     except TooLongError as error:
         raise InputError(f"{str(error).rpartition(';')[0]}; shorten it.") from None  # the rest names a flag
     lengths = [len(ids) for ids in loaded.encoder([r.sequence for r in records])] if loaded.encoder else []
+    tokens = sum(lengths) - 2 * len(lengths) if loaded.encoder else None
     bases = sum(len(record.sequence) for record in records)
-    about = loaded.about(bases, sum(lengths) - 2 * len(lengths), max(lengths, default=0), watch.seconds())
+    about = loaded.about(bases, tokens, max(lengths, default=0), watch.seconds())
     return {"labels": loaded.predictor.names, "rows": table.to_pylist(), "about": about}
 
 

@@ -38,12 +38,13 @@ class Loaded:
     bases: BaseProbabilities | None = None
     predictor: Predictor | None = None
 
-    def about(self, bases: int, tokens: int, longest: int, seconds: float) -> dict:
+    def about(self, bases: int, tokens: int | None, longest: int, seconds: float) -> dict:
         """
         What every result says of how it was made.
 
         Args:
-            bases, tokens: of the input. longest: tokens of the longest sequence, on which the backend depends.
+            bases, tokens: of the input; None where tokens are not counted.
+            longest: tokens of the longest sequence, on which the backend depends.
         """
         backend = getattr(self.model.config, "_attn_implementation", "auto")
         if backend == "auto":

@@ -88,7 +88,8 @@ def guarded(function: Callable, rendered: bool = True) -> Callable:
 def about_line(about: dict, name: str = "") -> str:
     """One line: what was computed, by which model, backend, device and dtype, how much, how long."""
     parts = [about["model"], about["backend"], about["device"], about["dtype"], f"{about['bp']:,} bp"]
-    parts += [f"{about['tokens']:,} tokens", f"{about['seconds']:.2f} s"]
+    parts += [] if about["tokens"] is None else [f"{about['tokens']:,} tokens"]
+    parts.append(f"{about['seconds']:.2f} s")
     return f'<p class="sb-about">{escape(" · ".join([name[:80], *parts] if name else parts))}</p>'
 
 

@@ -18,6 +18,7 @@ from space import answers
 from space.answers import FLANK
 from space.benchmarks import SPEED, bars, cases, speed_files
 from space.inputs import InputError
+from space.parts import about_line
 from training.classification_batches import TooLongError
 
 from ..conftest import ROOT
@@ -126,6 +127,14 @@ def test_classify_gives_the_probabilities_of_the_model(client, head):
         labels = head.model.config.id2label
         assert close([row[f"probability_{labels[i]}"] for i in (0, 1)], expected)
         assert row["predicted"] == labels[int(expected.argmax())]
+
+
+def test_tokens_of_another_architecture_are_not_counted(head):
+    records = [SequenceRecord("a", SEQUENCES[2].encode(), "line 1")]
+    about = answers.classify(replace(head, encoder=None), records)["about"]
+    assert about["tokens"] is None and "tokens" not in about_line(about) and "60 bp" in about_line(about)
+    counted = answers.classify(head, records)["about"]
+    assert f"{counted['tokens']} tokens" in about_line(counted)
 
 
 def test_attribution_is_that_of_the_command(client, head):
