@@ -16,6 +16,8 @@ _VARIANT = re.compile(
     r"(?:(?P<contig>[^\s:]+)[:-])?(?P<position>[\d,]{1,20})[\s:-]*(?P<ref>[A-Z]+)\s*[>/:-]\s*(?P<alt>[A-Z]+)",
     re.IGNORECASE,
 )
+_FLAG = re.compile(r"Name the right one with --\w+-column$")  # advice for the command line
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04")  # first bytes of gzip and zip
 
 
 class InputError(ValueError):
@@ -89,12 +91,19 @@ def _letters_of_line(line: str) -> str:
 
 
 def _titles(text: str) -> list[str]:
-    """Column titles of a table that has a column "sequence"; none of any other text."""
+    """
+    Column titles of a table that has a column "sequence"; none of any other text.
+
+    Raises:
+        InputError: a table whose columns are separated by semicolons.
+    """
     header = text.partition("\n")[0].strip()
-    if len(header) < 1000:
-        for mark in "\t,":
+    if len(header) < 1000 and not header.startswith((">", "@")):
+        for mark in "\t,;":
             titles = [title.strip().strip('"') for title in header.split(mark)]  # R puts them in quotes
             if "sequence" in titles:
+                if mark == ";":
+                    raise InputError("The columns of this table are separated by semicolons; use commas or tabs.")
                 return titles
     return []
 
@@ -111,6 +120,7 @@ def _records(text: str, name_column: str | None = None) -> Iterator[SequenceReco
             yield from read_records(path, name_column=name_column)
         except (SequenceInputError, FastaError) as error:
             message = str(error).replace(f"{path}, ", "").replace(str(path), "the input")
+            message = _FLAG.sub("Give that name to one column.", message)
             raise InputError(message[:1].upper() + message[1:500]) from None
 
 
@@ -127,7 +137,9 @@ def read_upload(path: str, most_bytes: int = UPLOAD_BYTES) -> str:
             raise InputError(f"The file is larger than {most_bytes / 1e6:.0f} MB; use the command line for it.")
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError("The file is not plain text. Unpack it first (.gz, .zip), or save it as text.") from None
+        if file.read_bytes().startswith(_PACKED):
+            raise InputError("The file is not plain text. Unpack it first (.gz, .zip).") from None
+        raise InputError("The file is no text in UTF-8. Save it as plain text with that encoding.") from None
     except OSError:
         raise InputError("The file did not arrive. Upload it again.") from None
     finally:

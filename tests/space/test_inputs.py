@@ -88,6 +88,24 @@ def test_what_cannot_be_used_is_said(text, said):
         read_sequences(text, 9, 99)
 
 
+@pytest.mark.parametrize("text", ["name;sequence\na;ACGT\n", '"sequence";"label"\nACGT;x\n'])
+def test_semicolons_between_columns_are_said(text):
+    for read in (lambda: read_sequences(text, 9, 99), lambda: read_sequence(text, 99)):
+        with pytest.raises(InputError, match="separated by semicolons; use commas or tabs"):
+            read()
+
+
+def test_a_header_of_fasta_is_no_table():
+    text = ">gene;sequence,label\nACGT\n"
+    assert read_sequence(text, 99).sequence == read_sequences(text, 9, 99)[0].sequence == b"ACGT"
+    assert read_labels(text) is None
+
+
+def test_two_columns_of_one_name_are_said_without_a_flag():
+    with pytest.raises(InputError, match="two columns 'name'.* Give that name to one column.$"):
+        read_sequences("name,name,sequence\na,b,ACGT\n", 9, 99)
+
+
 def test_no_message_holds_a_path_of_the_server():
     for text in (">a\nMKVL\n", "name,sequence\na,ACGT,x\n", "@r\nACGT\n", "ACGT!", ">a\n\n"):
         with pytest.raises(InputError) as error:
@@ -107,7 +125,17 @@ def test_an_upload_is_read_and_deleted(tmp_path):
     assert not file.exists()
 
 
-@pytest.mark.parametrize("content, said", [(b"\x1f\x8b\x08\x00\xff", "not plain text"), (b"A" * 11, "larger than")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"\x1f\x8b\x08\x00\xff", "not plain text. Unpack it first"),
+        (b"PK\x03\x04\x14\xff", "not plain text. Unpack it first"),
+        (">é\nAC".encode("latin-1"), "no text in UTF-8. Save it"),
+        (">a\n".encode("utf-16"), "no text in UTF-8. Save it"),
+        (b"A" * 11, "larger than"),
+    ],
+    ids=["gzip", "zip", "Latin-1", "UTF-16", "large"],
+)
 def test_an_upload_that_is_refused_is_deleted_too(tmp_path, content, said):
     file = tmp_path / "genes.fa"
     file.write_bytes(content)
