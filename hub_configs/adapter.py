@@ -1,4 +1,4 @@
-"""LoRA adapters that PEFT trained on the released DNABERT-2: merged into its weights, for the converter."""
+"""LoRA adapters that PEFT trained on the released DNABERT-2 or on StrandBERT: merged, for the converter."""
 
 import dataclasses
 from pathlib import Path
@@ -12,6 +12,7 @@ from .checkpoint import ConversionError, read_json, read_tensor_file, read_weigh
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 HEADS = {"SEQ_CLS": StrandBertForSequenceClassification, "TOKEN_CLS": StrandBertForTokenClassification}
 PREFIX = "base_model.model."
+OUTPUT_LAYERS = ("classifier.weight", "classifier.4.weight")  # of the heads "pooler" and "mlp"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -51,12 +52,13 @@ def merged_weights(folder: Path, base: Path, config: dict) -> dict[str, Tensor]:
     if not files:
         raise ConversionError(f"{folder} holds none of {', '.join(ADAPTER_FILES)}")
     adapter = read_tensor_file(files[0])
-    classifier = adapter.get(PREFIX + "classifier.weight")
-    if classifier is None:
+    labels = number_of_labels(adapter, PREFIX)
+    if labels is None:
         raise ConversionError(f"{files[0]} holds no classifier.weight: the classifier was not saved with the adapter")
     base_weights = {name: t for name, t in read_weights(base).items() if name.startswith("bert.")}
-    check_pooler(files[0], adapter, base_weights, model_class)
-    model = model_class(StrandBertConfig(**config, num_labels=len(classifier)))
+    if model_class is StrandBertForSequenceClassification and config.get("classifier_head", "pooler") == "pooler":
+        check_pooler(files[0], adapter, base_weights)
+    model = model_class(StrandBertConfig(**config, num_labels=labels))
     load_base(model, base_weights, base)
     known = {field.name for field in dataclasses.fields(LoraConfig)}
     settings = {key: value for key, value in settings.items() if key in known - {"base_model_name_or_path"}}
@@ -74,15 +76,19 @@ def merged_weights(folder: Path, base: Path, config: dict) -> dict[str, Tensor]:
     return dict(peft_model.merge_and_unload().state_dict())
 
 
-def check_pooler(path: Path, adapter: dict, base: dict, model_class: type) -> None:
+def number_of_labels(weights: dict[str, Tensor], prefix: str = "") -> int | None:
+    """Rows of the classifier's last layer; None when the weights hold no classifier."""
+    return next((len(weights[prefix + name]) for name in OUTPUT_LAYERS if prefix + name in weights), None)
+
+
+def check_pooler(path: Path, adapter: dict, base: dict) -> None:
     """
     Raise ConversionError when the classifier reads a pooler that nobody saved.
 
     The released DNABERT-2 holds no pooler, so that of a fine-tune starts random. Unless modules_to_save names it, PEFT
     neither trains nor saves it, and what the fine-tune computes died with its process.
     """
-    needed = model_class is StrandBertForSequenceClassification
-    if needed and PREFIX + "bert.pooler.dense.weight" not in adapter and "bert.pooler.dense.weight" not in base:
+    if PREFIX + "bert.pooler.dense.weight" not in adapter and "bert.pooler.dense.weight" not in base:
         raise ConversionError(
             f"{path} cannot be converted: its classifier reads a pooler that is neither in the adapter nor in the base "
             "model. It was random when the adapter was trained and has not been saved, so the predictions cannot be "

@@ -7,7 +7,8 @@ Turn the published DNABERT-2 checkpoint, or any fine-tune of it, into a self-con
 
 SOURCE is as published or as saved by a fine-tuning script: config.json, tokenizer.json and the weights as
 pytorch_model.bin or model.safetensors, in one file or in shards; with the masked-LM head, a classifier, or none. A LoRA
-adapter (adapter_config.json) is merged into the model it was trained on, which --base names if it has moved.
+adapter (adapter_config.json) is merged into the model it was trained on, which --base names if it has moved; one of
+run_classification.py --use_lora, too.
 
 OUTPUT receives the model's code, config.json, tokenizer, model.safetensors, reference_outputs.safetensors and
 conversion.json (what came from where). Weights keep their names and values. Every weight must find its place: one that
@@ -16,6 +17,7 @@ is loaded in a fresh interpreter and compared with outputs computed from the wei
 """
 
 import argparse
+import inspect
 import json
 import logging
 import shlex
@@ -35,11 +37,11 @@ from modeling import (
 )
 from modeling.configuration_strandbert import AUTO_MAP
 
-from .adapter import base_name, is_adapter, merged_weights
+from .adapter import base_name, is_adapter, merged_weights, number_of_labels
 from .card import read_models
 from .checkpoint import ConversionError, read_json, read_weights, weight_files
 from .download import local_folder
-from .folder import check_output, new_folder, sha256_of, write_model_folder
+from .folder import SOURCE_ONLY, check_output, new_folder, sha256_of, write_model_folder
 from .reference import write_reference
 from .verify import VerificationError, verify
 
@@ -80,24 +82,27 @@ def convert(
     output = Path(output).resolve()
     check_output(output, overwrite)
     source = local_folder(source, revision)
-    if output == source or output in source.parents:
-        raise ConversionError(f"the output {output} would replace the source {source}; choose another folder")
     adapter = source if is_adapter(source) else None
     if adapter:
         source = local_folder(base or base_name(adapter))
     elif base:
         raise ConversionError(f"--base is for adapters; {source} holds no adapter_config.json")
-    refuse_own_folder(source)
+    for folder in (source, adapter or source):
+        if output == folder or output in folder.parents:
+            raise ConversionError(f"the output {output} would replace the source {folder}; choose another folder")
+    if not adapter:
+        refuse_own_folder(source)
     weights, model_class, config = adapted(adapter, source) if adapter else whole(source)
     weights = checked_weights(weights, config, model_class)
-    tokenizer = checked_tokenizer(source / "tokenizer.json", config)
+    tokenizer_file = (settings_folder(adapter, source) if adapter else source) / "tokenizer.json"
+    tokenizer = checked_tokenizer(tokenizer_file, config)
     logger.info("writing %s weights of a %s", len(weights), model_class.__name__)
     with new_folder(output, overwrite) as folder:
         try:
             write_model_folder(folder, config, weights, tokenizer)
         except ValueError as error:
-            raise ConversionError(f"{source / 'tokenizer.json'}: {error}") from None
-        write_provenance(folder, source, adapter, model_class, weights)
+            raise ConversionError(f"{tokenizer_file}: {error}") from None
+        write_provenance(folder, source, tokenizer_file, adapter, model_class, weights)
         check_written_weights(folder / "model.safetensors", weights)
         logger.info("computing reference outputs from the weights")
         write_reference(folder)
@@ -117,13 +122,45 @@ def whole(source: Path) -> tuple[dict[str, Tensor], type, dict]:
 def adapted(adapter: Path, base: Path) -> tuple[dict[str, Tensor], type, dict]:
     """Weights, class and config of a base model with a LoRA adapter merged into it."""
     logger.info("merging %s into %s", adapter.name, base.name)
-    config = converted_config(base / "config.json", StrandBertModel)
-    config = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "problem_type")}
+    path = settings_folder(adapter, base) / "config.json"
+    config = own_config(path) if is_own(path.parent) else converted_config(path, StrandBertModel)
+    of_labels = ("id2label", "label2id", "num_labels", "problem_type")
+    config = {key: value for key, value in config.items() if key not in of_labels}
     weights = merged_weights(adapter, base, config)
     model_class = model_class_of(weights)
-    names = {str(index): f"LABEL_{index}" for index in range(len(weights["classifier.weight"]))}
+    names = {str(index): f"LABEL_{index}" for index in range(number_of_labels(weights))}
     labels = {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
+    if path.parent == adapter:
+        labels |= labels_of(path, read_json(path))
     return weights, model_class, {**config, "architectures": [model_class.__name__], **labels}
+
+
+def settings_folder(adapter: Path, base: Path) -> Path:
+    """Where config.json and tokenizer.json come from: beside an adapter of run_classification.py, else the base model."""
+    return adapter if is_own(base) and is_own(adapter) and (adapter / "tokenizer.json").is_file() else base
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder holds the config.json of a StrandBERT."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("model_type") == StrandBertConfig.model_type
+
+
+def own_config(path: Path) -> dict:
+    """config.json of a StrandBERT with every setting and without private ones. Raises ConversionError naming one."""
+    settings = {key: value for key, value in read_json(path).items() if not SOURCE_ONLY.fullmatch(key)}
+    settings = {**default_settings(), **settings, "auto_map": dict(AUTO_MAP)}
+    try:
+        StrandBertConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"{path}: {error}") from None
+    return settings
+
+
+def default_settings() -> dict:
+    """Every setting of a config.json that has a default, with it."""
+    settings = inspect.signature(StrandBertConfig.__init__).parameters.values()
+    return {setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty}
 
 
 def refuse_own_folder(source: Path) -> None:
@@ -258,10 +295,15 @@ def checked_tokenizer(path: Path, config: dict) -> dict:
 
 
 def write_provenance(
-    folder: Path, source: Path, adapter: Path | None, model_class: type, weights: dict[str, Tensor]
+    folder: Path,
+    source: Path,
+    tokenizer_file: Path,
+    adapter: Path | None,
+    model_class: type,
+    weights: dict[str, Tensor],
 ) -> None:
     """conversion.json: the source files with their SHA-256, whose they are, and what was made of them."""
-    files = [source / "config.json", source / "tokenizer.json", *weight_files(source)]
+    files = [source / "config.json", tokenizer_file, *weight_files(source)]
     hashes = {path.name: sha256_of(path) for path in files}
     content = {
         "source_files": hashes,

@@ -25,7 +25,6 @@ of `hf auth login` or $HF_TOKEN.
 
 import argparse
 import hashlib
-import inspect
 import os
 import re
 import shutil
@@ -40,14 +39,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import modeling
-from modeling.configuration_strandbert import AUTO_MAP
 
 from .adapter import is_adapter
 from .card import ROOT, CardError, card, read_models
 from .checkpoint import ConversionError, read_json, read_weights
-from .convert import check_written_weights, checked_tokenizer, checked_weights, model_class_of
+from .convert import (
+    check_written_weights,
+    checked_tokenizer,
+    checked_weights,
+    default_settings,
+    model_class_of,
+    own_config,
+)
 from .folder import (
-    SOURCE_ONLY,
     PublishError,
     check_not_replaced,
     check_nothing_private,
@@ -121,12 +125,6 @@ def check_sizes(name: str, row: dict, config: dict) -> None:
         )
 
 
-def default_settings() -> dict:
-    """Every setting of a config.json that has a default, with it."""
-    settings = inspect.signature(modeling.StrandBertConfig.__init__).parameters.values()
-    return {setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty}
-
-
 def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
     """Weights and config.json of a folder of ours, as they are published. Raises ConversionError."""
     config = read_json(source / "config.json")
@@ -137,16 +135,12 @@ def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
         )
     if is_adapter(source):
         raise ConversionError(
-            f"{source} holds a LoRA adapter, no whole model; train with run_classification.py --use_lora --merge_lora"
+            f"{source} holds a LoRA adapter, no whole model; merge it first: "
+            f"python -m hub_configs.convert {source} OUTPUT"
         )
     weights = read_weights(source)
     model_class = model_class_of(weights)
-    config = {key: value for key, value in config.items() if not SOURCE_ONLY.fullmatch(key)}
-    config = {**default_settings(), **config, "architectures": [model_class.__name__], "auto_map": dict(AUTO_MAP)}
-    try:
-        modeling.StrandBertConfig(**config)
-    except (TypeError, ValueError) as error:
-        raise ConversionError(f"{source / 'config.json'}: {error}") from None
+    config = {**own_config(source / "config.json"), "architectures": [model_class.__name__]}
     return checked_weights(weights, config, model_class), config
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters on the original names: merged into the base model, or refused with the reason."""
+"""LoRA adapters on the original names, and our own: merged into the base model, or refused with the reason."""
 
 import json
 
@@ -9,10 +9,19 @@ from safetensors.torch import load_file, save_file
 
 from hub_configs.adapter import merged_weights
 from hub_configs.checkpoint import ConversionError
-from hub_configs.convert import convert
-from modeling import StrandBertConfig, StrandBertForSequenceClassification, StrandBertForTokenClassification
+from hub_configs.convert import adapted, convert
+from hub_configs.folder import write_model_folder
+from modeling import (
+    StrandBertConfig,
+    StrandBertForMaskedLM,
+    StrandBertForSequenceClassification,
+    StrandBertForTokenClassification,
+)
+from training.checkpoints import make_self_contained
+from training.classification_data import SINGLE_LABEL, Labels
+from training.classification_model import add_lora, load_classifier, load_config, load_tokenizer
 
-from .conftest import SIZES, original_weights, write_checkpoint
+from .conftest import SIZES, original_tokenizer, original_weights, write_checkpoint
 
 TARGETS = ["Wqkv", "dense", "gated_layers", "wo"]
 
@@ -128,3 +137,63 @@ def test_other_kinds_of_adapters_are_named(base, tmp_path):
 def test_base_is_only_for_adapters(base, tmp_path):
     with pytest.raises(ConversionError, match="--base is for adapters"):
         convert(base, tmp_path / "converted", base=base)
+
+
+# ---- adapters of run_classification.py --use_lora
+
+
+@pytest.fixture
+def own_base(tmp_path):
+    """A masked-LM folder as run_mlm.py leaves it."""
+    torch.manual_seed(0)
+    config = StrandBertConfig(**SIZES, initializer_range=0.1, architectures=["StrandBertForMaskedLM"])
+    weights = StrandBertForMaskedLM(config).state_dict()
+    del weights["cls.predictions.decoder.weight"]
+    (tmp_path / "own").mkdir()
+    write_model_folder(tmp_path / "own", json.loads(config.to_json_string()), weights, original_tokenizer())
+    return tmp_path / "own"
+
+
+def train_own_adapter(folder, base, **settings):
+    """An adapter as run_classification.py saves it; returns the trained model."""
+    torch.manual_seed(1)
+    config = load_config(str(base), Labels(SINGLE_LABEL, ("acceptor", "donor", "neither")), **settings)
+    classifier = load_classifier(config, load_tokenizer(str(base), config), str(base))
+    add_lora(classifier, rank=4, alpha=12, dropout=0.0)
+    trained = classifier.model
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    trained.save_pretrained(folder)
+    trained.config.architectures = ["StrandBertForSequenceClassification"]
+    trained.config.save_pretrained(folder)
+    make_self_contained(folder, classifier.tokenizer)
+    return trained.eval()
+
+
+@pytest.mark.parametrize("head, pooling", [("pooler", "first"), ("mlp", "mean")])
+def test_an_adapter_of_ours_gives_the_outputs_of_the_trained_model_with_its_labels(own_base, tmp_path, head, pooling):
+    trained = train_own_adapter(tmp_path / "adapter", own_base, classifier_head=head, classifier_pooling=pooling)
+    convert(tmp_path / "adapter", tmp_path / "converted")
+    converted = StrandBertForSequenceClassification.from_pretrained(tmp_path / "converted")
+    torch.testing.assert_close(logits(converted), logits(trained), atol=1e-5, rtol=1e-5)
+    assert converted.config.id2label == {0: "acceptor", 1: "donor", 2: "neither"}
+    assert converted.config.problem_type == SINGLE_LABEL
+    assert (converted.config.classifier_head, converted.config.classifier_pooling) == (head, pooling)
+    assert not (tmp_path / "converted" / "adapter_config.json").exists()
+
+
+def test_an_adapter_of_ours_without_its_config_has_labels_without_names(own_base, tmp_path):
+    train_own_adapter(tmp_path / "adapter", own_base)
+    (tmp_path / "adapter" / "config.json").unlink()
+    weights, model_class, config = adapted(tmp_path / "adapter", own_base)
+    assert model_class is StrandBertForSequenceClassification and weights["classifier.weight"].shape == (3, 48)
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+
+
+def test_the_base_model_is_never_overwritten(own_base, tmp_path):
+    train_own_adapter(tmp_path / "adapter", own_base)
+    for output in (own_base, tmp_path / "adapter"):
+        with pytest.raises(ConversionError, match="would replace the source"):
+            convert(tmp_path / "adapter", output, overwrite=True)
+    assert (own_base / "model.safetensors").is_file()

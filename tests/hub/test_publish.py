@@ -242,7 +242,9 @@ def test_the_original_checkpoint_is_to_be_converted_first(copy, tmp_path):
 
 def test_an_adapter_is_to_be_merged_first(copy, tmp_path):
     (copy / "adapter_config.json").write_text("{}")
-    assert "--merge_lora" in refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
+    assert "merge it first: python -m hub_configs.convert" in refused(
+        ConversionError, copy, "strandbert-tiny", tmp_path / "out"
+    )
 
 
 def test_weights_that_are_not_numbers_are_refused(copy, tmp_path):
