@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -47,13 +48,22 @@ USER_ERRORS = (SequenceInputError, FastaError, JobError, ModelError, StorageErro
 
 @contextlib.contextmanager
 def said_in_one_line(*more: type[Exception]) -> Iterator[None]:
-    """Around a command: Ctrl-C, and what the user can put right (`more` too), end it with one line and status 1."""
+    """
+    Around a command: Ctrl-C, SIGTERM, and what the user can put right (`more` too), end it with one line and status 1.
+    """
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on where this one stopped")
     except (*USER_ERRORS, OSError, *more) as error:
         sys.exit(f"error: {error}")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def check_files(output: str | Path, also: Iterable[Path], inputs: Iterable[str | Path | None], overwrite: bool):
@@ -144,16 +154,20 @@ def run(
         write_also: writes another file of all tables, before the output and again if that fails.
 
     Raises:
-        JobError: the output exists; an interrupted job with other settings is in the way.
+        JobError: the output exists; another job is writing it; an interrupted job with other settings is in the way.
         training.storage.StorageError: the output cannot be written.
     """
     output = Path(output)
     check_writable(output.parent, "--output")
-    if output.exists() and not overwrite:
-        raise JobError(f"{output} already exists; choose another --output or pass --overwrite")
+    _check_absent(output, overwrite)
     found = survey(read(), block_bases)
+    _check_absent(output, overwrite)  # another job may have ended meanwhile
     parts = _parts(output)
-    with writing_into(output.parent, lambda: "what was finished is kept; free space and start the same command again"):
+    advice = "what was finished is kept; free space and start the same command again"
+    with (
+        writing_into(output.parent, lambda: advice),
+        _alone(parts) if state.is_main_process else contextlib.nullcontext(),
+    ):
         if state.is_main_process:
             counted = {key: value for key, value in asdict(found).items() if key != "block_bases"}
             sizes = {"block_bases": block_bases, "block_records": BLOCK_RECORDS}
@@ -169,6 +183,34 @@ def run(
             shutil.rmtree(parts)
     state.wait_for_everyone()
     return found
+
+
+def _check_absent(output: Path, overwrite: bool):
+    if output.exists() and not overwrite:
+        raise JobError(f"{output} already exists; choose another --output or pass --overwrite")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the folder of a job's parts, and keep a second job out of it. Inside, the folder may be removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":  # no locks of folders
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise JobError(f"{folder}: another job is writing this output; wait until it has ended") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _bases(record: SequenceRecord) -> int:
@@ -198,7 +240,6 @@ def _start_or_resume(folder: Path, settings: dict):
             return
     elif folder.exists() and any(folder.iterdir()):
         raise JobError(f"{folder} is in the way: it is not a folder of an interrupted job; remove it")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
@@ -242,9 +283,11 @@ class _replacing:
         return self.temporary
 
     def __exit__(self, kind, error, trace):
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        self.temporary.unlink(missing_ok=True)
+        try:
+            if kind is None:
+                os.replace(self.temporary, self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
 
 
 def _tables(paths: list[Path]) -> Iterator[pyarrow.Table]:
@@ -261,6 +304,7 @@ def _write_output(output: Path, paths: list[Path]):
         elif output.suffix in MATRIX_SUFFIXES:
             with _replacing(output.with_name(output.name + ".index.tsv")) as index:
                 _write_matrix(temporary, index, paths, output.suffix)
+                output.unlink(missing_ok=True)  # the index is renamed first: it never stands beside an older matrix
         else:
             options = pyarrow.csv.WriteOptions(delimiter="\t" if output.suffix == ".tsv" else ",")
             tables = _tables(paths)

@@ -1,7 +1,10 @@
 """Jobs in blocks: what was finished is never computed again, and the output does not depend on how it came about."""
 
+import os
+import signal
 import threading
 
+import numpy as np
 import pyarrow
 import pytest
 
@@ -149,6 +152,80 @@ def test_an_existing_output_is_kept_unless_overwritten(tmp_path):
         start(tmp_path / "x.csv")
     start(tmp_path / "x.csv", overwrite=True)
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 24
+
+
+class Vectors(Lengths):
+    """Vectors of two numbers, all `value`."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def __call__(self, first, records):
+        for table in super().__call__(first, records):
+            values = pyarrow.array(np.full(2 * len(table), self.value, np.float32))
+            yield table.append_column("embedding", pyarrow.FixedSizeListArray.from_arrays(values, 2))
+
+
+def test_an_index_never_stands_beside_an_older_matrix(tmp_path, monkeypatch):
+    output, index = tmp_path / "x.npy", tmp_path / "x.npy.index.tsv"
+    start(output, Vectors(1), records=RECORDS[:5])
+    replace = os.replace
+
+    def fail(source, target):
+        if target == output:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        start(output, Vectors(2), overwrite=True)
+    assert len(index.read_text().splitlines()) == 24 and not output.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(jobs, "BLOCK_RECORDS", 4)
+    computed = Vectors(3)
+    start(output, computed)
+    assert computed.blocks == [] and (np.load(output) == 2).all() and len(np.load(output)) == 23
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "x.npy.index.tsv"]
+
+
+def test_two_jobs_do_not_write_one_output(tmp_path):
+    def compute(first, records):
+        with pytest.raises(JobError, match="x.csv.parts: another job is writing this output; wait"):
+            start(tmp_path / "x.csv", settings={"model": "other"})
+        yield from Lengths()(first, records)
+
+    start(tmp_path / "x.csv", compute)
+    start(tmp_path / "y.csv")
+    assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "y.csv").read_bytes()
+
+
+def test_what_another_job_wrote_meanwhile_is_kept(tmp_path):
+    def records():
+        yield from RECORDS
+        (tmp_path / "x.csv").write_text("of another job")
+
+    with pytest.raises(JobError, match="already exists"):
+        run(tmp_path / "x.csv", {}, records, Lengths(), Process())
+    assert (tmp_path / "x.csv").read_text() == "of another job"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_sigterm_ends_a_command_like_ctrl_c(tmp_path):
+    def compute(first, records):
+        yield from Lengths()(first, records)
+        if first == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="the same command goes on"), jobs.said_in_one_line():
+        start(tmp_path / "x.csv", compute)
+    assert signal.getsignal(signal.SIGTERM) is before
+    names = [path.name for path in (tmp_path / "x.csv.parts").iterdir()]
+    assert sorted(names) == ["job.json", "part-00000000.parquet", "part-00000001.parquet"]
+    resumed = Lengths()
+    start(tmp_path / "x.csv", resumed)
+    assert resumed.blocks[0] == 8
 
 
 def test_a_bad_record_at_the_end_is_found_before_anything_is_computed(tmp_path):
