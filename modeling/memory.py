@@ -27,12 +27,31 @@ def free_memory(device: torch.device) -> int | None:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" when there is none
-        group = Path("/sys/fs/cgroup")
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-        free.append(int((group / "memory.max").read_text()) - used)
-    return min(free, default=None)
+    return min([*free, *_left_in_control_groups()], default=None)
+
+
+def _left_in_control_groups(own: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[int]:
+    """
+    Bytes that the limit of each control group leaves in which this process is (a container, a job of a cluster, a
+    service), those above it included; of version 1 and 2. In a container, `root` may itself be the innermost group.
+    """
+    left = []
+    with contextlib.suppress(OSError):
+        for line in Path(own).read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            mounted, limit, usage, cache = Path(root), "memory.max", "memory.current", "inactive_file"
+            if controllers:  # version 1
+                mounted = mounted / "memory"
+                limit, usage, cache = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+                if "memory" not in controllers.split(","):
+                    continue
+            names = Path(path).parts[1:]
+            for group in [mounted.joinpath(*names[:depth]) for depth in range(len(names) + 1)]:
+                with contextlib.suppress(OSError, ValueError):  # no such group here; "max" is no number
+                    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                    used = int((group / usage).read_text()) - int(statistics.get(cache, 0))
+                    left.append(int((group / limit).read_text()) - used)
+    return left
 
 
 def is_out_of_memory(error: Exception) -> bool:
