@@ -99,6 +99,7 @@ def convert(
     logger.info("writing %s weights of a %s", len(weights), model_class.__name__)
     with new_folder(output, overwrite) as folder:
         try:
+            # The original's model_max_length, 512, is left out: ALiBi has no limit, and tools would warn or cut there.
             write_model_folder(folder, config, weights, tokenizer)
         except ValueError as error:
             raise ConversionError(f"{tokenizer_file}: {error}") from None
@@ -136,7 +137,7 @@ def adapted(adapter: Path, base: Path) -> tuple[dict[str, Tensor], type, dict]:
 
 
 def settings_folder(adapter: Path, base: Path) -> Path:
-    """Where config.json and tokenizer.json come from: beside an adapter of run_classification.py, else the base model."""
+    """Where config.json and tokenizer.json come from: beside our own adapters, else the base model's."""
     return adapter if is_own(base) and is_own(adapter) and (adapter / "tokenizer.json").is_file() else base
 
 

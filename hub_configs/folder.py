@@ -84,18 +84,23 @@ def flat(values: Iterable) -> Iterator:
 
 
 def write_model_folder(
-    folder: str | Path, config: dict, weights: dict[str, Tensor], tokenizer: Tokenizer | str | dict
+    folder: str | Path,
+    config: dict,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer | str | dict,
+    model_max_length: int | None = None,
 ) -> None:
     """
     Write everything that `from_pretrained` needs into an existing folder: code, config, tokenizer, safetensors.
 
     config: the content of config.json, with auto_map. weights: parameters by name, tied ones once.
     tokenizer: a `tokenizers.Tokenizer` or its JSON; special ids are checked (ValueError).
+    model_max_length: tokens at which the tokenizer cuts when it is asked to; None: no limit.
     """
     folder = Path(folder)
     write_model_code(folder)
     write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    save_tokenizer_files(tokenizer, folder)
+    save_tokenizer_files(tokenizer, folder, model_max_length)
     write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
 
 

@@ -39,6 +39,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import modeling
+from tokenization.tokenizer_files import NO_LENGTH_LIMIT
 
 from .adapter import is_adapter
 from .card import ROOT, CardError, card, read_models
@@ -88,9 +89,9 @@ def publish(
     weights, config = read_source(source)
     check_sizes(name, row, config)
     with new_folder(output, overwrite) as folder:
-        tokenizer = checked_tokenizer(source / "tokenizer.json", config)
+        tokenizer, limit = checked_tokenizer(source / "tokenizer.json", config), length_limit(source)
         try:
-            write_model_folder(folder, config, weights, tokenizer)
+            write_model_folder(folder, config, weights, tokenizer, limit)
         except ValueError as error:  # ids of special tokens
             raise ConversionError(f"{source / 'tokenizer.json'}: {error}") from None
         check_written_weights(folder / "model.safetensors", weights)
@@ -149,6 +150,17 @@ def requirements() -> list[str]:
     text = (ROOT / "pyproject.toml").read_text()
     dependencies = re.search(r"^dependencies = \[(.*?)^\]", text, flags=re.DOTALL | re.MULTILINE).group(1)
     return re.findall(r'"([^"]+)"', dependencies)
+
+
+def length_limit(source: Path) -> int | None:
+    """Tokens at which the source's tokenizer cuts; None when it states no limit. Raises ConversionError."""
+    path = source / "tokenizer_config.json"
+    limit = read_json(path).get("model_max_length") if path.is_file() else None
+    if limit is None or (isinstance(limit, (int, float)) and limit >= NO_LENGTH_LIMIT):  # transformers writes 1e30
+        return None
+    if not isinstance(limit, int) or limit < 1:
+        raise ConversionError(f"{path}: model_max_length is {limit!r}; a positive whole number is needed")
+    return limit
 
 
 def compare_with_source(folder: Path, source: Path, reference: Path, repository: str) -> list[str]:

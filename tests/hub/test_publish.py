@@ -144,6 +144,15 @@ def test_a_fine_tune_keeps_labels_and_is_tagged_as_a_classifier(tmp_path, no_loa
     assert "pipeline_tag: text-classification" in (tmp_path / "published" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("stated, published", [(2048, 2048), (int(1e30), 1_000_000), (None, 1_000_000)])
+def test_the_length_at_which_the_tokenizer_cuts_is_kept(copy, tmp_path, no_load, stated, published):
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": stated}))
+    publish(copy, "strandbert-tiny", tmp_path / "published")
+    written = json.loads((tmp_path / "published" / "tokenizer_config.json").read_text())
+    assert written["model_max_length"] == published
+
+
 # ---- what is refused; nothing is left where the folder was to be
 
 
@@ -298,6 +307,13 @@ def test_a_config_that_no_model_can_have_is_named(copy, tmp_path, key, value):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, key: value}))
     assert f"{copy / 'config.json'}: " in refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
+
+
+@pytest.mark.parametrize("limit", ["512", 0, 0.5])
+def test_a_length_limit_that_is_no_number_is_named(copy, tmp_path, limit):
+    (copy / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    message = refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
+    assert message.startswith(f"{copy / 'tokenizer_config.json'}: model_max_length is {limit!r}")
 
 
 def test_a_tokenizer_with_other_special_ids_is_named(copy, tmp_path):
