@@ -122,7 +122,8 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     A temporary folder beside `path` that becomes `path` when the block ends without an error, and is removed otherwise.
 
-    With overwrite an existing model folder stays in place until the new one is complete.
+    With overwrite an existing model folder stays in place until the new one is complete; when the replacing itself is
+    interrupted, it is put back.
 
     Raises:
         FileExistsError: `path` exists and is not empty, and overwrite is False or it is not a model folder.
@@ -131,15 +132,17 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     check_output(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    old = temporary.with_name(temporary.name + ".old")
     try:
         temporary.chmod(0o755)
         yield temporary
-        old = temporary.with_name(temporary.name + ".old")
         if path.exists():
             os.rename(path, old)
         os.rename(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -1,6 +1,8 @@
 """Model folders: the published code is the code of the checkout, and a folder is whole or absent."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,24 @@ def test_an_error_while_overwriting_keeps_the_old_folder(tmp_path):
     (tmp_path / "out" / "config.json").write_text("old")
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out", overwrite=True):
         1 / 0  # noqa: B018
+    assert (tmp_path / "out" / "config.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_interruption_between_the_two_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("old")
+    rename, seen = os.rename, []
+
+    def interrupted(source, target):
+        seen.append(Path(source).name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "config.json").write_text("new")
+    assert seen == ["out", folder.name, f"{folder.name}.old"]
     assert (tmp_path / "out" / "config.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
