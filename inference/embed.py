@@ -68,16 +68,22 @@ class Embedder:
                 start, end = token_spans(ids, self.lengths).numpy().T
                 yield _table(record, first + i, {"start": start, "end": end}, forward[i])
                 continue
-            places = token_of_nucleotide(ids, self.lengths, len(record.sequence))
+            places = self._places(ids, record)
             if backward:
-                other_ids = input_ids[len(records) + i][1:-1]
-                other_places = token_of_nucleotide(other_ids, self.lengths, len(record.sequence)).flip(0)
+                other_places = self._places(input_ids[len(records) + i][1:-1], record).flip(0)
             for low in range(0, len(record.sequence), ROWS_AT_ONCE):
                 part = slice(low, low + ROWS_AT_ONCE)
                 vectors = forward[i][places[part]]
                 if backward:
                     vectors = (vectors + backward[i][other_places[part]]) / 2
                 yield _table(record, first + i, {"position": np.arange(low, low + len(vectors))}, vectors)
+
+    def _places(self, ids: torch.Tensor, record: SequenceRecord) -> torch.Tensor:
+        try:
+            return token_of_nucleotide(ids, self.lengths, len(record.sequence))
+        except ValueError as error:
+            message = f"--resolution nucleotide: {record.where}, record {record.name!r}: {error}"
+            raise JobError(message) from None
 
 
 def _table(record: SequenceRecord, number: int, columns: dict, vectors: torch.Tensor) -> pyarrow.Table:

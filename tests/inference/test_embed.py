@@ -185,6 +185,17 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(fasta, tmp_path):
         command(fasta, folder, "out.parquet")
 
 
+def test_a_tokenizer_whose_tokens_are_not_end_to_end_has_no_rows_of_nucleotides(fasta, model_folder):
+    folder = shutil.copytree(model_folder, fasta.with_name("model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["fuse_unk"] = True  # letters N in a row become one token
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    message = "--resolution nucleotide: line 13, record 's6': the tokens hold 1 bases, the sequence 20: .* end to end"
+    with pytest.raises(SystemExit, match=message) as error:
+        command(fasta, folder, "out.npy", "--resolution", "nucleotide")
+    assert "\n" not in str(error.value)
+
+
 def test_the_input_is_never_overwritten(tmp_path, model_folder):
     path = tmp_path / "in.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"sequence": ["ACGT"]}), path)
