@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file
 from inference import embed, jobs
 from modeling import StrandBertModel
 
+from ..conftest import ROOT
 from .conftest import random_sequences, save_model
 
 SEQUENCES = [*random_sequences(5, [9, 300, 41, 1200, 77, 500]), "N" * 20, "acgtnRYU" * 9, "A"]
@@ -120,6 +123,27 @@ def test_a_changed_configuration_or_tokenizer_does_not_go_on_with_what_is_there(
         command(fasta, folder, "out.parquet")
     (folder / file).write_text(json.dumps(content))
     command(fasta, folder, "out.parquet")
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from inference import embed, jobs
+jobs.BLOCK_RECORDS = 2
+embed.main(sys.argv[1:])
+"""
+
+
+def test_two_processes_write_what_one_writes(fasta, model_folder):
+    one = command(fasta, model_folder, "one.parquet")
+    script, output = fasta.with_name("script.py"), fasta.with_name("two.parquet")
+    script.write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, ROOT]
+    options = [fasta, "--model", model_folder, "--output", output, "--cpu"]
+    completed = subprocess.run([str(word) for word in launch + options], capture_output=True, text=True, timeout=300)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("9 sequences") == 1  # of the main process
+    assert output.read_bytes() == one.read_bytes()
 
 
 def test_bed_intervals_of_both_strands(fasta, model_folder, model):
