@@ -3,6 +3,7 @@ Embedding a file of ragged sequences, and one long sequence, beside what people 
 
     python -m benchmarks.bench_embed SEQUENCES --model hub_configs/strandbert-tiny --tokenizer tokenization/vocabulary
     python -m benchmarks.bench_embed genome.fa.gz --lengths 100000 1000000 --model ... --tokenizer ...
+    python -m benchmarks.bench_embed genome.fa.gz --reads 10000 100000 --model ... --tokenizer ...
 
 The first command takes --number sequences of the file as they come and compares CPU seconds of
   embed            tokens from the fast encoder, batches in order of length, no padding
@@ -12,25 +13,33 @@ The first command takes --number sequences of the file as they come and compares
   released_loop    the same with the released DNABERT-2 architecture, which AutoModel gave until now (naive twin)
   bert_loop        the same with transformers' BertModel (sdpa) of the same width and depth, which has no gate
 all with random weights and the masked mean. The second command reads the first bp of the first sequence in one piece
-and in windows, each in a process of its own: seconds and peak memory. Rows go to benchmarks/results/embed.csv.
+and in windows, each in a process of its own: seconds and peak memory. The third cuts so many reads of 50 to 500 bp at
+random places (always the same) and runs inference.embed on them, each number in a process of its own: peak memory must
+not grow with it. Rows go to benchmarks/results/embed.csv.
 """
 
 import argparse
 import copy
+import random
+import shutil
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from benchmarks.harness import append_rows, in_fresh_process, interleave, machine, peak_memory_gb
 from benchmarks.released_dnabert2 import ReleasedEncoder
+from inference import embed
 from inference.loading import SequenceEncoder
 from inference.reading import read_records
 from modeling import StrandBertConfig, StrandBertModel
 from modeling.embedding import embed_token_ids
 
 BATCH = 32  # sequences of a padded batch
+READ_LENGTHS = (50, 500)  # bp
 
 
 def masked_mean(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -149,6 +158,57 @@ def long_sequences(options) -> list[dict]:
     return rows
 
 
+def write_reads(path: Path, genome: str, number: int) -> int:
+    """The first `number` of an endless row of reads from a genome, as FASTA; returns their bp."""
+    contigs = [record.sequence for record in read_records(genome) if len(record.sequence) >= READ_LENGTHS[1]]
+    sizes, source, bases = [len(contig) for contig in contigs], random.Random(0), 0
+    with open(path, "w") as file:
+        for name in range(number):
+            (contig,), length = source.choices(contigs, sizes), source.randint(*READ_LENGTHS)
+            start = source.randrange(len(contig) - length + 1)
+            file.write(f">read{name}\n{contig[start : start + length].decode()}\n")
+            bases += length
+    return bases
+
+
+def measure_file(options):
+    """`inference.embed` on a file in this process; prints the result for the parent."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    arguments = [options.sequences, "--model", options.model, "--output", options.measure_file, "--cpu"]
+    embed.main(arguments)
+    print(f"RESULT {time.perf_counter() - wall} {time.process_time() - cpu} {peak_memory_gb()}")
+
+
+def many_reads(options) -> list[dict]:
+    """A row for each number of reads."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        model, reads = Path(folder) / "model", Path(folder) / "reads.fa"
+        torch.manual_seed(0)
+        StrandBertModel(StrandBertConfig.from_pretrained(options.model)).save_pretrained(model)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(Path(options.tokenizer) / name, model / name)
+        for number in options.reads:
+            bases = write_reads(reads, options.sequences, number)
+            arguments = [reads, "--model", model, "--measure-file", Path(folder) / f"{number}.parquet",
+                         "--threads", options.threads]  # fmt: skip
+            output = in_fresh_process("benchmarks.bench_embed", *map(str, arguments))
+            fields = next(line for line in output.splitlines() if line.startswith("RESULT")).split()[1:]
+            wall, cpu, memory = map(float, fields)
+            rows.append({
+                **machine(), "case": "reads of 50 to 500 bp", "model": options.model, "way": "inference.embed",
+                "sequences": number, "bp": bases, "tokens": "", "padded_tokens": "", "dtype": "float32", "rounds": 1,
+                "wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "bp_per_s": round(bases / cpu),
+                "embed_is_faster_by": "", "peak_memory_gb": round(memory, 3),
+            })  # fmt: skip
+            print(
+                f"{number:>9,} reads {bases:>12,} bp {wall:8.1f} s wall {cpu:8.1f} s CPU {memory:7.3f} GB", flush=True
+            )
+            if not options.dry_run:
+                append_rows("embed", rows[-1:])
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sequences", help="file of sequences, as for inference.embed")
@@ -158,15 +218,21 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--lengths", type=int, nargs="+", help="bp; measure one long sequence instead")
+    parser.add_argument("--reads", type=int, nargs="+", help="numbers of short reads; measure inference.embed on them")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--window", type=int, default=0, help="tokens; also measure windows of this length")
     parser.add_argument("--overlap", type=int, default=0, help="tokens that windows share")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--measure-file", help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help="print, but do not append to the CSV")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.measure:
         return measure(options)
+    if options.measure_file:
+        return measure_file(options)
+    if options.reads:
+        return many_reads(options)
     if options.lengths:
         return long_sequences(options)
     rows = compare(options)
