@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from inference.mutagenesis import mutagenesis
 from inference.reading import SequenceRecord
 from inference.score_variants import VariantScorer
 from inference.variant_windows import variant_windows
-from space import answers
+from space import answers, benchmarks
 from space.answers import FLANK
-from space.benchmarks import SPEED, bars, cases, speed_files
+from space.benchmarks import SPEED, bars, cases, measurements, speed_rows
 from space.inputs import InputError
 from space.parts import about_line
 from training.classification_batches import TooLongError
@@ -170,12 +171,38 @@ def test_benchmarks_are_the_rows_of_the_files(client):
     assert {"task", "metric"} <= set(client.predict("gue", api_name="/benchmark")[0])
 
 
-@pytest.mark.parametrize("file", SPEED)
-def test_every_measurement_is_drawn_with_one_bar_for_each_rival(file):
-    assert file in speed_files()
-    for case in cases(file):
-        rivals = list(bars(file, case)["value"].iloc[:, 0])
+def test_every_result_file_is_drawn_and_memory_where_it_was_measured():
+    drawn = set(measurements().values())
+    assert {file for file, _ in drawn} == set(SPEED)
+    with_memory = {"embed.csv": "peak_memory_gb", "training.csv": "peak_memory_gb", "corpus.csv": "peak_memory_mb",
+                   "tokenizer.csv": "peak_memory_mb"}  # fmt: skip
+    assert set(with_memory.items()) <= drawn
+
+
+@pytest.mark.parametrize(
+    "file, column", [(file, column) for file, (_, _, titles) in SPEED.items() for column in titles]
+)
+def test_every_measurement_is_drawn_with_one_bar_for_each_rival(file, column):
+    for case in cases(file, column):
+        drawn = bars(file, column, case)["value"]
+        rivals = list(drawn.iloc[:, 0])
         assert rivals and len(rivals) == len(set(rivals))
+        assert (drawn[column] > 0).all()
+
+
+def test_result_files_without_rows_do_not_stop_the_app(tmp_path, monkeypatch):
+    results = benchmarks.RESULTS
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
+    for file in SPEED:
+        (tmp_path / file).write_text((results / file).read_text(encoding="utf-8").partition("\n")[0] + "\n")
+    (tmp_path / "attention.csv").write_text("")
+    assert measurements() == {} and speed_rows("encoder.csv") == []
+    with gr.Blocks():
+        benchmarks.build()
+    (tmp_path / "training.csv").write_bytes((results / "training.csv").read_bytes())
+    assert {file for file, _ in measurements().values()} == {"training.csv"}
+    with gr.Blocks():
+        benchmarks.build()
 
 
 def test_long_work_goes_in_steps_that_can_be_stopped(small, head):
