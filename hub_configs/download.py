@@ -1,5 +1,6 @@
 """Checkpoints by their Hub name: the data files of a repository, never its code."""
 
+import contextlib
 import re
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +24,8 @@ def local_folder(source: str | Path, revision: str | None = None, api: HfApi | N
     """
     `source` itself when it is a folder; when it is a Hub name ("org/name"), the folder its data files are cached in.
 
-    Code of the repository is not downloaded. .bin files are left out where there are safetensors.
+    Code of the repository is not downloaded. .bin files are left out where there are safetensors. A branch or tag is
+    resolved to a commit once, so that what is downloaded is what was listed.
 
     Raises:
         ConversionError: neither a folder nor a repository that can be read, or a repository whose listing names files
@@ -36,11 +38,14 @@ def local_folder(source: str | Path, revision: str | None = None, api: HfApi | N
     api, name = api or HfApi(), str(source)
     place = {"endpoint": api.endpoint, "token": api.token}
     try:
-        files = [file.path for file in api.list_repo_tree(name, recursive=True, revision=revision)]
+        commit = api.repo_info(name, revision=revision).sha
+        files = [file.path for file in api.list_repo_tree(name, recursive=True, revision=commit)]
         check_listing(name, files)
         safetensors = any(path.endswith(".safetensors") and "/" not in path for path in files)
         patterns = {"allow_patterns": DATA_FILES, "ignore_patterns": FOLDERS + (PICKLES if safetensors else [])}
-        return Path(snapshot_download(name, revision=revision, **patterns, **place))
+        folder = Path(snapshot_download(name, revision=commit, **patterns, **place))
+        remember(folder, revision or "main", commit)
+        return folder
     except OfflineModeIsEnabled:
         return cached_folder(name, revision)
     except GatedRepoError:
@@ -56,6 +61,15 @@ def local_folder(source: str | Path, revision: str | None = None, api: HfApi | N
         raise
     except Exception as error:  # network: each client version has its own types
         raise ConversionError(f"{name} could not be downloaded from {api.endpoint}: {error}") from None
+
+
+def remember(folder: Path, revision: str, commit: str) -> None:
+    """Note in the Hub cache which commit a branch or tag was, as its own downloads do, so that it is found offline."""
+    note = folder.parents[1] / "refs" / revision
+    with contextlib.suppress(OSError):  # a cache that cannot be written to
+        if revision != commit:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(commit)
 
 
 def cached_folder(name: str, revision: str | None) -> Path:

@@ -51,6 +51,31 @@ def test_an_old_revision_can_be_named(release):
         fetch(api, revision="v9")
 
 
+def test_a_branch_that_moves_meanwhile_gives_the_files_that_were_listed(release, local_hub):
+    folder, api = release
+    repository = local_hub.repositories["genomes/DNABERT-2-117M"]
+    listed, before = repository.at("main"), len(local_hub.requests)
+
+    def someone_else(method, path):
+        was_listed = any("/tree/" in request for request in local_hub.requests[before:-1])
+        if was_listed and repository.at("main") is listed:
+            repository.add("moved", {**listed.files, "config.json": File(b'{"moved": true}')})
+
+    local_hub.before = someone_else
+    found = fetch(api)
+    assert repository.at("main").title == "moved" and found.name == listed.oid
+    assert (found / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1"])
+def test_offline_a_branch_or_tag_is_found_again(release, monkeypatch, revision):
+    _, api = release
+    api.create_tag("genomes/DNABERT-2-117M", tag="v1")
+    found = fetch(api, revision=revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert fetch(api, revision=revision) == found
+
+
 def test_a_name_that_is_nowhere_says_so(release):
     with pytest.raises(ConversionError, match="neither a folder nor a repository at http://127.0.0.1"):
         fetch(release[1], "genomes/DNABERT-3")
