@@ -90,7 +90,7 @@ def examples():
 
 
 def axe_source() -> str | None:
-    """Code of axe-core where npm has put it ($STRANDBERT_AXE, or node_modules/ in or beside the checkout)."""
-    places = [os.environ.get("STRANDBERT_AXE", ""), ROOT / "node_modules/axe-core/axe.min.js",
-              ROOT.parent / "node_modules/axe-core/axe.min.js"]  # fmt: skip
+    """Code of axe-core where npm has put it: $STRANDBERT_AXE, else build/ (by .ci/run), in or beside the checkout."""
+    folders = (ROOT / "build", ROOT, ROOT.parent)
+    places = [os.environ.get("STRANDBERT_AXE", ""), *(f / "node_modules/axe-core/axe.min.js" for f in folders)]
     return next((Path(place).read_text(encoding="utf-8") for place in places if place and Path(place).is_file()), None)

@@ -295,7 +295,7 @@ def test_keyboard_alone_scores_a_sequence(page):
 def test_no_serious_accessibility_violation(browser, server, theme, width):
     axe = axe_source()
     if axe is None:
-        pytest.skip("axe-core is not there: npm install axe-core in the checkout or beside it, or set $STRANDBERT_AXE")
+        pytest.skip("axe-core is not there: npm install --no-save --prefix build axe-core, or set $STRANDBERT_AXE")
     context = browser.new_context(viewport={"width": width, "height": 900}, bypass_csp=True)
     page = context.new_page()
     page.goto(f"{server}?__theme={theme}")
