@@ -81,10 +81,17 @@ def make_space(
     The same code as in the checkout, byte for byte, and a models.toml that lists these models.
 
     Raises:
-        SpaceError: a folder that holds no model, two of one name, or a demo that does not start; PublishError: OUTPUT
-        would replace a model, or a model names paths of this machine. OUTPUT then is not made.
+        SpaceError: a folder that holds no model, a name that no folder can have, two of one name, or a demo that does
+        not start; PublishError: OUTPUT would replace a model, or a model names paths of this machine. OUTPUT then is
+        not made.
     """
     names = [name, *(Path(classifier).absolute().name for classifier in classifiers)]
+    wrong = [found for found in names if not re.fullmatch(r"[A-Za-z0-9._-]+", found) or not found.strip(".")]
+    if wrong:
+        raise SpaceError(
+            f"a model cannot be called {wrong[0]!r}: --name and the names of classifiers' folders consist of the letters "
+            "A to Z and a to z, digits, '.', '_' and '-', and not of dots alone"
+        )
     twice = [found for found in names if names.count(found) > 1]
     if twice:
         raise SpaceError(f"two models would be called {twice[0]}; the tabs list them by the name of their folder")

@@ -343,6 +343,19 @@ def test_a_space_leaves_private_settings_out_and_refuses_paths(published, tmp_pa
         copy_model(source, tmp_path / "models" / "other")
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", 'my "best"', "my model", "x\n", "ä"])
+def test_a_name_that_is_no_folder_name_in_a_space_is_refused(copy, tmp_path, name):
+    with pytest.raises(SpaceError, match="a model cannot be called"):
+        make_space(tmp_path / "out", name, copy)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_in_a_folder_with_quotes_is_refused(copy, tmp_path):
+    with pytest.raises(SpaceError, match="a model cannot be called 'my \"best\"'"):
+        make_space(tmp_path / "out", "tiny", copy, [tmp_path / 'my "best"'])
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_models_of_one_name_in_a_space_are_refused(tmp_path):
     with pytest.raises(SpaceError, match="two models would be called final"):
         make_space(tmp_path / "out", "tiny", tmp_path / "x", [tmp_path / "a" / "final", tmp_path / "b" / "final"])
