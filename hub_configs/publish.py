@@ -249,6 +249,9 @@ def current_state(api: HfApi, repository: str, kind: str = "model") -> tuple[str
     try:
         head = api.repo_info(repository, repo_type=kind).sha
         files = files_at(api, repository, head, kind)
+        if kind == "space" and set(files) == {".gitattributes", "README.md"}:
+            if len(api.list_repo_commits(repository, repo_type=kind)) == 1:
+                del files["README.md"]  # the Hub itself wrote it into the first commit of the new Space
         return head, files, [ref.name for ref in api.list_repo_refs(repository, repo_type=kind).tags]
     except RepositoryNotFoundError:
         return None, {}, []

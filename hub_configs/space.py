@@ -89,8 +89,8 @@ def make_space(
     wrong = [found for found in names if not re.fullmatch(r"[A-Za-z0-9._-]+", found) or not found.strip(".")]
     if wrong:
         raise SpaceError(
-            f"a model cannot be called {wrong[0]!r}: --name and the names of classifiers' folders consist of the letters "
-            "A to Z and a to z, digits, '.', '_' and '-', and not of dots alone"
+            f"a model cannot be called {wrong[0]!r}: --name and the names of classifiers' folders consist of letters "
+            "(A to Z, a to z), digits, '.', '_' and '-', and not of dots alone"
         )
     twice = [found for found in names if names.count(found) > 1]
     if twice:

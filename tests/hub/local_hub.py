@@ -4,7 +4,7 @@ the real `huggingface_hub` and `transformers` clients run against it through HF_
 
 Spoken: whoami, validate-yaml, create repo, preupload, LFS batch (basic and multipart) with verify, commit with parent,
 tags, refs, model info, tree, paths-info, resolve with Range and the redirect of large files. Not spoken: Xet (clients
-set HF_HUB_DISABLE_XET=1), pull requests, datasets and Spaces. Everything lies in memory and is checked as the Hub does:
+set HF_HUB_DISABLE_XET=1), pull requests and datasets. Everything lies in memory and is checked as the Hub does:
 tokens, parent commits, paths, and that a committed large file has arrived with the hash it claims.
 
     with LocalHub({"hf_good": "tester"}) as hub:
@@ -148,9 +148,10 @@ class LocalHub:
             raise Refusal(409, "You already created this model repo", url=f"{self.url}/{name}")
         private = body.get("private", False) or body.get("visibility") == "private"
         repository = self.repositories[name] = Repository(private)
-        repository.add(
-            "initial commit", {".gitattributes": File(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")}
-        )
+        files = {".gitattributes": File(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")}
+        if body.get("type") == "space":  # the Hub writes a card, too
+            files["README.md"] = File(f"---\ntitle: {body['name']}\nsdk: {body['sdk']}\n---\n".encode())
+        repository.add("initial commit", files)
         return {"url": f"{self.url}/{name}", "name": name, "id": name}
 
     def preupload(self, request, name, revision):

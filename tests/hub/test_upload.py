@@ -131,6 +131,30 @@ def test_an_interrupted_upload_publishes_nothing_and_goes_on_later(hub, folder, 
     assert bool(again) == (place != "/commit/")  # what has arrived is not sent twice
 
 
+def test_a_space_of_an_interrupted_upload_is_filled_by_the_same_command(hub, folder):
+    def fail(method, path):
+        if "/commit/" in path:
+            raise Refusal(400, "rejected")
+
+    hub.before = fail
+    with pytest.raises(PublishError, match="run the same command again"):
+        upload(folder, NAME, "v1.0.0", api(hub), kind="space")
+    assert files_of(hub) == {"README.md"}  # the Hub's own
+    hub.before = lambda method, path: None
+    upload(folder, NAME, "v1.0.0", api(hub), kind="space")
+    assert files_of(hub) == {"README.md", "config.json", "model.safetensors", "onnx/model.onnx"}
+    assert hub.repositories[NAME].at("main").files["README.md"].content == (folder / "README.md").read_bytes()
+
+
+def test_a_card_that_someone_wrote_into_a_space_is_not_replaced(hub, folder):
+    api(hub).create_repo(NAME, repo_type="space", space_sdk="gradio")
+    mine = b"---\nlicense: mit\n---\n# mine\n"
+    api(hub).upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id=NAME, repo_type="space")
+    with pytest.raises(PublishError, match="exists and holds 2 files; pass --update"):
+        upload(folder, NAME, "v1.0.0", api(hub), kind="space")
+    assert hub.repositories[NAME].at("main").files["README.md"].content == mine
+
+
 def test_an_answer_that_is_lost_after_the_commit_is_said_and_update_sets_the_tag(hub, folder, monkeypatch):
     original = Repository.add
 
