@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None):
             keep_swept(Path(folder), FILES_CHECKED, FILES_KEPT)
             launch(build(models), server_name=host, server_port=options.port)
     except (OSError, OverflowError) as error:  # a port that is taken or no port, an address of another machine
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {str(error).partition('. You can')[0]}")  # the rest is advice to programmers
 
 
 if __name__ == "__main__":
