@@ -115,7 +115,7 @@ def card(name: str, row: dict, published: dict | None = None, repository: str | 
         front_matter(row, HEADS[config["architectures"][0]][1]),
         f"# {row['title']}\n\n{line(row['summary'])}\n\nVersion {row['version']}. {weights_note(name, row, weights)}",
         sizes(row),
-        use(name, row, weights, config["architectures"][0], repository or name),
+        use(name, row, weights, config["architectures"][0], repository or _folder(name, row)),
         "## Intended use and limits\n\nResearch on DNA sequences: embeddings, fine-tuning, scoring of variants. Not "
         f"for decisions about patients.\n\n{line(row['limits'])} It says nothing about a species or a region that is "
         "unlike its training data; check results against held-out data of your own.",
@@ -159,6 +159,11 @@ def weights_note(name: str, row: dict, weights: str) -> str:
             f"{row['original']} {name}`."
         )
     return "Weights are in `model.safetensors`." if weights == "shipped" else "There are no weights to load."
+
+
+def _folder(name: str, row: dict) -> str:
+    """From where a model without a repository is loaded."""
+    return str(Path(row["config"]).parent) if row["weights"] == "shipped" else name
 
 
 def use(name: str, row: dict, weights: str, architecture: str, repository: str) -> str:

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 import modeling
+from hub_configs.folder import code_files
 from modeling.configuration_strandbert import AUTO_MAP
 
 from ..conftest import ROOT
@@ -28,6 +29,13 @@ FIELDS = {"title", "config", "architecture", "parameters", "tokenizer", "papers"
 
 def config_of(name):
     return AutoConfig.from_pretrained(ROOT / MODELS[name]["config"])
+
+
+def test_the_shipped_model_loads_from_the_checkout_because_its_code_is_linked():
+    folder = ROOT / "hub_configs" / "strandbert-tiny"
+    assert {path.name for path in folder.glob("*.py")} == {path.name for path in code_files()}
+    for path in folder.glob("*.py"):
+        assert path.is_symlink() and path.resolve() == ROOT / "modeling" / path.name
 
 
 def parameters(model):

@@ -144,13 +144,13 @@ def test_a_fine_tune_keeps_labels_and_is_tagged_as_a_classifier(tmp_path, no_loa
     assert "pipeline_tag: text-classification" in (tmp_path / "published" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("stated, published", [(2048, 2048), (int(1e30), 1_000_000), (None, 1_000_000)])
-def test_the_length_at_which_the_tokenizer_cuts_is_kept(copy, tmp_path, no_load, stated, published):
+@pytest.mark.parametrize("stated, kept", [(2048, 2048), (int(1e30), 1_000_000), (None, 1_000_000)])
+def test_the_length_at_which_the_tokenizer_cuts_is_kept(copy, tmp_path, no_load, stated, kept):
     path = copy / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": stated}))
     publish(copy, "strandbert-tiny", tmp_path / "published")
     written = json.loads((tmp_path / "published" / "tokenizer_config.json").read_text())
-    assert written["model_max_length"] == published
+    assert written["model_max_length"] == kept
 
 
 # ---- what is refused; nothing is left where the folder was to be

@@ -37,13 +37,13 @@ def test_a_port_in_use_is_said(main, server, models, tmp_path):
     small = models.sources["language"]["small"]
     with pytest.raises(SystemExit, match=f"^error: Cannot find empty port in range: {port}-{port}$"):
         main(["--model", small, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"])
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_model_that_is_mistyped_is_said(main, tmp_path):
     with pytest.raises(SystemExit, match="^error: no_such_model cannot be loaded: "):
         main(["--model", "no_such_model", "--host", "127.0.0.1", "--device", "cpu"])
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
@@ -86,4 +86,4 @@ def test_what_users_left_is_deleted_at_sigterm(models, tmp_path):
         process.kill()
         process.stdout.close()
         process.wait()
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

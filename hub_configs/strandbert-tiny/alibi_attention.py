@@ -1,0 +1,1 @@
+../../modeling/alibi_attention.py

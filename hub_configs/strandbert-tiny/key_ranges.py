@@ -1,0 +1,1 @@
+../../modeling/key_ranges.py

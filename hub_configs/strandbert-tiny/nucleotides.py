@@ -1,0 +1,1 @@
+../../modeling/nucleotides.py

@@ -1,0 +1,1 @@
+../../modeling/short_attention.py

@@ -1,0 +1,1 @@
+../../modeling/triton_attention.py
