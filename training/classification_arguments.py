@@ -185,10 +185,18 @@ class FineTuningArguments(RunArguments):
     )
     augment_crop: int = field(default=0, metadata={"help": "most bp left off at each end of a training row"})
     average_strands: bool = field(
-        default=False, metadata={"help": "evaluate on both strands and average (only for tasks without a strand)"}
+        default=False,
+        metadata={
+            "help": "read validation and test rows on both strands at the end and average (only for tasks without a "
+            "strand)"
+        },
     )
     average_tokens: int = field(
-        default=1, metadata={"help": "evaluate on this many random tokenisations and average (see --augment_tokens)"}
+        default=1,
+        metadata={
+            "help": "read validation and test rows in this many tokenisations at the end and average (see "
+            "--augment_tokens)"
+        },
     )
 
     def __post_init__(self):

@@ -43,7 +43,8 @@ class ClassificationTrainer(ExactTrainer):
 
     Args:
         class_weights: float32 (classes,) or (label columns,), None for equal ones.
-        views: ways of reading a sequence whose outputs are averaged when evaluating.
+        views: ways of reading a sequence whose outputs `predict_logits` averages; evaluations during training take the
+            first one only.
         layer_decay: factor of the learning rate from one layer to the one below.
     """
 
@@ -133,10 +134,10 @@ class ClassificationTrainer(ExactTrainer):
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float | None]:
-        """Metrics of `training.metrics` on the validation rows, logged and seen by callbacks."""
+        """Metrics of `training.metrics` on the validation rows in the first view, logged and seen by callbacks."""
         dataset = eval_dataset or self.eval_dataset
         start = time.perf_counter()
-        logits = self.predict_logits(dataset)
+        logits = self.predict_logits(dataset, self.views[:1])
         metrics = compute_metrics(logits, dataset.examples.labels, self.labels.problem_type)
         metrics["distinct_predictions"] = distinct_predictions(logits, self.labels)
         metrics["runtime"] = time.perf_counter() - start
@@ -146,13 +147,14 @@ class ClassificationTrainer(ExactTrainer):
         return metrics
 
     @torch.no_grad()
-    def predict_logits(self, dataset: SequenceDataset) -> np.ndarray:
+    def predict_logits(self, dataset: SequenceDataset, views: tuple[View, ...] | None = None) -> np.ndarray:
         """
-        float32 (rows, outputs), the mean over the views; regression in the units of the labels.
+        float32 (rows, outputs), the mean over the views (None: all of them); regression in the units of the labels.
 
         Raises:
             CollapseError: outputs that are not finite.
         """
+        views = views or self.views
         model, device = self.model, self.args.device
         training = model.training
         model.eval()
@@ -162,12 +164,12 @@ class ClassificationTrainer(ExactTrainer):
         logits = torch.zeros(len(lengths), len(self.labels.names), device=device)
         hidden = self.args.disable_tqdm or not self.is_local_process_zero() or lengths.sum() < 100 * budget
         for rows in tqdm(batches, desc="evaluating", leave=False, disable=hidden):
-            for view in self.views:
+            for view in views:
                 inputs = self._prepare_inputs(self.data_collator([dataset.sample(row, view) for row in rows]))
                 inputs.pop("labels")
                 with self.compute_loss_context_manager():
                     outputs = model(**inputs).logits
-                logits[rows] += outputs.float() / len(self.views)
+                logits[rows] += outputs.float() / len(views)
         model.train(training)
         logits = self.accelerator.reduce(logits, reduction="sum")
         if self.labels.problem_type == REGRESSION:

@@ -17,7 +17,7 @@ from transformers import pipeline
 import run_classification
 from tests.training.conftest import random_dna
 from training import classification_results
-from training.classification_batches import SequenceDataset
+from training.classification_batches import SequenceDataset, View
 from training.classification_data import Columns, read_labelled
 from training.classification_model import load_finetuned
 from training.classification_trainer import ClassificationTrainer
@@ -387,6 +387,20 @@ def test_averaging_strands_makes_both_strands_equal(settings, tmp_path):
     one = run(settings, **changes)
     other = run(settings, **changes, test_file=turned, output_dir=str(tmp_path / "other"))
     assert predictions(one) == pytest.approx(predictions(other), abs=1e-5)
+
+
+def test_views_are_averaged_at_the_end_and_not_while_training(settings, monkeypatch):
+    seen, sample = [], SequenceDataset.sample
+
+    def noted(self, row, view=None):
+        seen.append(view)
+        return sample(self, row, view)
+
+    monkeypatch.setattr(SequenceDataset, "sample", noted)
+    found = results(run(settings, average_strands=True, augment_tokens=0.2, average_tokens=2))
+    assert found["evaluations"] == 3
+    assert set(seen[: 3 * 32]) == {View(cut_probability=0.2)}  # 32 validation rows, as they are
+    assert len(seen) == 3 * 32 + 4 * (32 + 32) and len(set(seen[3 * 32 :])) == 4
 
 
 def test_layers_learn_more_slowly_the_deeper_they_lie(settings, monkeypatch):
