@@ -20,6 +20,11 @@ from .checkpoint import ConversionError, read_json, read_tensor_file
 from .folder import sha256_of, write_safetensors
 
 REFERENCE_FILE = "reference_outputs.safetensors"
+POOLINGS = {  # (tokens, hidden) -> (hidden,)
+    "first": lambda tokens: tokens[0],
+    "mean": lambda tokens: tokens.mean(0),
+    "max": lambda tokens: tokens.amax(0),
+}
 
 
 def reference_sequences() -> list[str]:
@@ -107,8 +112,8 @@ def reference_outputs(config: dict, weights: dict[str, Tensor], input_ids: Tenso
     elif architecture.endswith("ForTokenClassification"):
         outputs["logits"] = dense(w, "classifier", outputs["last_hidden_state"])
     elif architecture.endswith("ForSequenceClassification"):
-        mean = config.get("classifier_pooling", "first") == "mean"
-        pooled = torch.stack([tokens.mean(0) if mean else tokens[0] for tokens in hidden])
+        pool = POOLINGS[config.get("classifier_pooling", "first")]
+        pooled = torch.stack([pool(tokens) for tokens in hidden])
         if config["classifier_head"] == "pooler":
             outputs["logits"] = dense(w, "classifier", torch.tanh(dense(w, "pooler.dense", pooled)))
         else:

@@ -4,7 +4,7 @@ from transformers import PretrainedConfig
 
 GLU_ACTIVATIONS = ("gelu", "silu")
 CLASSIFIER_HEADS = ("pooler", "mlp")
-CLASSIFIER_POOLINGS = ("first", "mean")
+CLASSIFIER_POOLINGS = ("first", "mean", "max")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_strandbert.StrandBertConfig",
@@ -34,7 +34,8 @@ class StrandBertConfig(PretrainedConfig):
         initializer_range: standard deviation of newly initialised weights.
         classifier_head: "pooler" (dense, tanh, dropout, linear; DNABERT-2) or "mlp" (linear, LayerNorm, GELU,
             dropout, linear; dnaGrinder).
-        classifier_pooling: what the classifier reads: the "first" token ([CLS]; both papers) or the "mean" over all.
+        classifier_pooling: what the classifier reads: the "first" token ([CLS]; both papers), the "mean" over all, or
+            of each feature the largest value ("max"), which shows whether something is anywhere in the sequence.
         classifier_dropout: dropout before the last linear layer of the classifier; None takes `hidden_dropout_prob`.
         unk_token_id, cls_token_id, sep_token_id, pad_token_id, mask_token_id: ids of the special tokens; they must
             agree with the tokenizer.

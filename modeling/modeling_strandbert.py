@@ -601,8 +601,8 @@ class StrandBertForMaskedLM(StrandBertPreTrainedModel):
 
 class StrandBertForSequenceClassification(StrandBertPreTrainedModel):
     """
-    The encoder with a classifier on the first token, or on the mean of all (`config.classifier_pooling`): single-label,
-    multi-label or regression (`config.problem_type`).
+    The encoder with a classifier on the first token, or on the mean or maximum of all (`config.classifier_pooling`):
+    single-label, multi-label or regression (`config.problem_type`).
 
     `config.classifier_head` chooses DNABERT-2's head ("pooler": dense, tanh, dropout, linear) or dnaGrinder's ("mlp").
     """
@@ -665,11 +665,11 @@ class StrandBertForSequenceClassification(StrandBertPreTrainedModel):
             **kwargs,
         )
         tokens, layout = encoded.last_hidden_state, encoded.layout
-        if self.config.classifier_pooling == "mean":
-            pooled = layout.mean_tokens(tokens)
-            features = pooled if self.bert.pooler is None else self.bert.pooler(pooled)
-        else:
+        if self.config.classifier_pooling == "first":
             features = layout.first_tokens(tokens) if self.bert.pooler is None else encoded.pooler_output
+        else:
+            pool = layout.mean_tokens if self.config.classifier_pooling == "mean" else layout.max_tokens
+            features = pool(tokens) if self.bert.pooler is None else self.bert.pooler(pool(tokens))
         logits = self.classifier(self.dropout(features) if self.config.classifier_head == "pooler" else features)
         loss = None
         if labels is not None:

@@ -157,6 +157,23 @@ class SequenceLayout:
         sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sequence, tokens)
         return sums / lengths.clamp(min=1).unsqueeze(1)
 
+    def max_tokens(self, tokens: Tensor) -> Tensor:
+        """
+        (total_tokens, hidden) -> (num_sequences, hidden): largest value of each feature in a sequence, zeros for an
+        empty one. Tokens that share the largest value share its gradient.
+        """
+        if self.grid_mask is not None or self.uniform:
+            grid = tokens.reshape(self.batch_size, self.length, -1)
+            if self.grid_mask is None:
+                return grid.amax(dim=1)
+            largest = grid.masked_fill(~self.grid_mask.unsqueeze(2), float("-inf")).amax(dim=1)
+            return largest.masked_fill(~self.grid_mask.any(dim=1, keepdim=True), 0)
+        lengths = self.cu_seqlens.diff().long()
+        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
+        lowest = tokens.new_full((len(lengths), tokens.shape[1]), float("-inf"))
+        largest = lowest.scatter_reduce(0, sequence.unsqueeze(1).expand_as(tokens), tokens, "amax")
+        return largest.masked_fill((lengths == 0).unsqueeze(1), 0)
+
 
 @dataclass
 class LengthGroups:

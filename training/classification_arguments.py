@@ -51,7 +51,8 @@ class ModelArguments:
     pooling: str | None = field(
         default=None,
         metadata={
-            "help": "what the head reads: the first token ([CLS]) or the mean over all; default: the model's",
+            "help": "what the head reads: the first token ([CLS]), the mean over all, or the largest value of each "
+            "feature (max); default: the model's",
             "choices": list(CLASSIFIER_POOLINGS),
         },
     )

@@ -22,6 +22,10 @@ HEADS = {
         "StrandBertForSequenceClassification",
         {"classifier_head": "mlp", "glu_activation": "silu", "num_labels": 2},
     ),
+    "classifier of the maximum": (
+        "StrandBertForSequenceClassification",
+        {"classifier_pooling": "max", "num_labels": 2},
+    ),
     "token classifier": ("StrandBertForTokenClassification", {"num_labels": 4}),
 }
 

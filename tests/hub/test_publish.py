@@ -296,8 +296,9 @@ def test_the_source_is_never_replaced_by_another_of_its_names(published, tmp_pat
     assert read_source(published[0])
 
 
-def test_a_classifier_that_averages_its_tokens_has_outputs_of_its_own(tmp_path):
-    source = trained(tmp_path / "tuned", StrandBertForSequenceClassification, classifier_pooling="mean")
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_classifier_that_reads_all_tokens_has_outputs_of_its_own(tmp_path, pooling):
+    source = trained(tmp_path / "tuned", StrandBertForSequenceClassification, classifier_pooling=pooling)
     report = publish(source, "strandbert-tiny", tmp_path / "published")
     assert "loads from an offline Hub cache" in report[-1]
 

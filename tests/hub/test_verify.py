@@ -207,7 +207,8 @@ def test_the_reference_arithmetic_equals_the_original_code(golden):
         torch.testing.assert_close(found["logits"], expected, atol=3e-5, rtol=0)  # it rounds to float32
 
 
-def test_the_reference_arithmetic_covers_dnagrinder(folder):
+@pytest.mark.parametrize("pooling", ["first", "mean", "max"])
+def test_the_reference_arithmetic_covers_dnagrinder_and_every_pooling(folder, pooling):
     torch.manual_seed(0)
     config = StrandBertConfig(
         vocab_size=96,
@@ -217,6 +218,7 @@ def test_the_reference_arithmetic_covers_dnagrinder(folder):
         intermediate_size=40,
         glu_activation="silu",
         classifier_head="mlp",
+        classifier_pooling=pooling,
         num_labels=4,
         initializer_range=0.2,
         architectures=["StrandBertForSequenceClassification"],

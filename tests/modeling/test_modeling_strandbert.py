@@ -373,6 +373,7 @@ def test_labels_of_the_wrong_kind_are_explained():
     [
         ({"glu_activation": "relu"}, "glu_activation is 'relu'"),
         ({"classifier_head": "cls"}, "classifier_head is 'cls'"),
+        ({"classifier_pooling": "sum"}, "classifier_pooling is 'sum'"),
         ({"hidden_size": 30, "num_attention_heads": 4}, "30 is not divisible by num_attention_heads 4"),
     ],
 )

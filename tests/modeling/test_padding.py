@@ -113,8 +113,9 @@ def test_a_row_of_padding_only_gives_zeros_not_nan(backend):
 
 @torch.no_grad()
 def test_packed_sequence_classification_equals_one_by_one(backend):
-    for head in ("pooler", "mlp"):
-        model = build(StrandBertForSequenceClassification, backend, num_labels=3, classifier_head=head)
+    for head, pooling in (("pooler", "first"), ("mlp", "first"), ("pooler", "mean"), ("mlp", "max")):
+        choice = {"classifier_head": head, "classifier_pooling": pooling}
+        model = build(StrandBertForSequenceClassification, backend, num_labels=3, **choice)
         sequences = [random_ids(length, seed=length) for length in (4, 11, 7)]
         packed = model(torch.cat(sequences)[None], cu_seqlens=torch.tensor([0, 4, 15, 22]), max_seqlen=11).logits
         expected = torch.cat([model(ids[None]).logits for ids in sequences])

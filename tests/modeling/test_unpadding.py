@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling.unpadding import cu_seqlens_from_position_ids, layout_from_cu_seqlens, layout_from_mask, usual_size
+from modeling.unpadding import (
+    SequenceLayout,
+    cu_seqlens_from_position_ids,
+    layout_from_cu_seqlens,
+    layout_from_mask,
+    usual_size,
+)
 
 
 def test_indices_and_boundaries_of_a_ragged_batch():
@@ -35,6 +41,43 @@ def test_first_tokens_skip_padding_and_empty_rows_are_zero():
     layout = layout_from_mask(3, 3, torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]]), "cpu")
     grid = torch.arange(9.0).view(3, 3, 1)
     assert layout.first_tokens(layout.unpad(grid)).flatten().tolist() == [1, 0, 6]
+
+
+PADDED = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]])
+LAYOUTS = {
+    "padded": layout_from_mask(3, 3, PADDED, "cpu"),
+    "packed": layout_from_cu_seqlens(1, 3, torch.tensor([0, 2, 2, 3]), None, "cpu"),
+    "traced": SequenceLayout(3, 3, torch.tensor([0, 3, 6, 9], dtype=torch.int32), 3, grid_mask=PADDED.bool()),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_mean_and_maximum_are_of_the_tokens_of_a_sequence_and_zero_for_none(layout):
+    grid = -1 - torch.rand(3, 3, 5)
+    grid[PADDED == 0] = 100
+    tokens = grid[PADDED == 1] if layout.packed else layout.unpad(grid)
+    rows = grid[0, 1:], grid[2, :1]
+    for pooled, expected in (
+        (layout.mean_tokens(tokens), [row.mean(0) for row in rows]),
+        (layout.max_tokens(tokens), [row.amax(0) for row in rows]),
+    ):
+        torch.testing.assert_close(pooled, torch.stack([expected[0], torch.zeros(5), expected[1]]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_the_gradient_of_a_maximum_reaches_the_token_that_holds_it(layout):
+    grid = torch.tensor([[[50.0], [-3.0], [-2.0]], [[50.0], [50.0], [50.0]], [[-7.0], [50.0], [50.0]]])
+    tokens = (grid[PADDED == 1] if layout.packed else layout.unpad(grid)).requires_grad_()
+    layout.max_tokens(tokens).sum().backward()
+    reached = {-2.0, -7.0}
+    assert tokens.grad.flatten().tolist() == [float(value in reached) for value in tokens.flatten().tolist()]
+
+
+def test_without_padding_the_maximum_is_that_of_each_row_and_without_tokens_zero():
+    grid = torch.randn(2, 4, 5)
+    full, empty = layout_from_mask(2, 4, None, "cpu"), layout_from_mask(2, 4, torch.zeros(2, 4), "cpu")
+    assert torch.equal(full.max_tokens(full.unpad(grid)), grid.amax(1))
+    assert torch.equal(empty.max_tokens(empty.unpad(grid)), torch.zeros(2, 5))
 
 
 def test_boundaries_from_position_ids():

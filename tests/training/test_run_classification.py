@@ -289,7 +289,8 @@ def overfitted(settings, one_layer, table, **changes) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("head", "pooling"), [("pooler", "first"), ("pooler", "mean"), ("mlp", "first"), ("mlp", "mean")]
+    ("head", "pooling"),
+    [("pooler", "first"), ("pooler", "mean"), ("pooler", "max"), ("mlp", "first"), ("mlp", "mean"), ("mlp", "max")],
 )
 def test_every_head_overfits_16_rows(settings, one_layer, tmp_path, head, pooling):
     table = write_table(tmp_path / "few.csv", [(random_dna(30, seed), seed % 3) for seed in range(16)])
