@@ -46,10 +46,12 @@ from training.checkpoints import (
     write_json,
 )
 from training.classification_arguments import (
+    AUTO,
     LEARNING_RATE,
     LORA_LEARNING_RATE,
     PASS_BASE_PAIRS,
     RECIPES,
+    STRAND_SETTINGS,
     DataArguments,
     FineTuningArguments,
     ModelArguments,
@@ -197,6 +199,12 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: F
             raise SettingsError(f"a learning rate of {rate:g} trains nothing; 3e-5 is what both papers use")
     if args.learning_rate_sweep and args.learning_rate:
         raise SettingsError("give either --learning_rate or --learning_rate_sweep")
+    for name in STRAND_SETTINGS:
+        if getattr(args, name) == AUTO and not data_args.task_name:
+            raise SettingsError(
+                f"--{name} auto follows the task of the benchmark; without --task_name say true or false: whether a "
+                "label holds for either strand"
+            )
     check_writable(args.output_dir, "--output_dir")
 
 
@@ -276,11 +284,14 @@ def log_data(data: Data):
 
 
 def settle_settings(model_args: ModelArguments, data: Data, args: FineTuningArguments):
-    """Fill in what depends on task, model and data: rows of a pass, learning rate, length of the run."""
+    """Fill in what depends on task, model and data: rows of a pass, learning rate, strands, length of the run."""
     if not args.rows_given:
         args.limit_rows(PASS_BASE_PAIRS // int(data.splits["train"].lengths().max()))
     if args.learning_rate is None:
         args.learning_rate = LORA_LEARNING_RATE if model_args.use_lora else LEARNING_RATE
+    for name in STRAND_SETTINGS:
+        if getattr(args, name) == AUTO:
+            setattr(args, name, not data.task.stranded)
     if data.task is None or args.epochs_given or args.max_steps > 0:
         return
     if args.duration == "dnagrinder":

@@ -37,8 +37,10 @@ class Task:
     One data set. `name` is what users type and its folder; `metric` is "mcc", "f1" (macro) or "accuracy".
 
     `labels` are the meanings of 0, 1, ... ("" unknown: the empty tuple); `num_labels` None: read from the data.
-    `pair`: two sequences a row. `length` in bp. Papers' durations: epochs, or steps; `max_tokens`: of the DNABERT-2
-    authors' script; None where not printed. `splits`: every known form of train, dev and test.
+    `pair`: two sequences a row. `stranded`: every row is written along one strand, that of its gene (promoters, splice
+    sites) or of the viral genome, so that its reverse complement is no row of this task. `length` in bp. Papers'
+    durations: epochs, or steps; `max_tokens`: of the DNABERT-2 authors' script; None where not printed. `splits`: every
+    known form of train, dev and test.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Task:
     labels: tuple[str, ...]
     metric: str
     pair: bool
+    stranded: bool
     dnabert2_epochs: int | None
     dnabert2_steps: int | None
     dnagrinder_epochs: int | None
@@ -85,6 +88,7 @@ def _load() -> dict[str, Task]:
             length=int(row.pop("length_bp")),
             labels=tuple(filter(None, row.pop("labels").split(";"))),
             pair=row.pop("pair") == "1",
+            stranded=row.pop("stranded") == "1",
             splits=tuple(splits.get(row["name"], ())),
             **{name: int(value) if (value := row.pop(name)) else None for name in numbers},
             **row,

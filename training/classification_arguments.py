@@ -1,7 +1,10 @@
 """Arguments of fine-tuning, with the papers' values as defaults."""
 
+import argparse
 import os
 from dataclasses import dataclass, field
+
+from transformers.hf_argparser import string_to_bool
 
 from modeling.configuration_strandbert import CLASSIFIER_HEADS, CLASSIFIER_POOLINGS
 from training.arguments import RunArguments
@@ -12,6 +15,8 @@ from training.command_line import recipe_names
 RECIPES = PRETRAINING_RECIPES / "classification"
 LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
 PASS_BASE_PAIRS = 1 << 17  # of one pass, unless the user gives its rows
+AUTO = "auto"
+STRAND_SETTINGS = ("augment_reverse_complement", "average_strands")  # True, False, or AUTO until the task is known
 
 
 @dataclass
@@ -177,19 +182,26 @@ class FineTuningArguments(RunArguments):
     layer_decay: float = field(
         default=1.0, metadata={"help": "factor of the learning rate from one layer to the one below it"}
     )
-    augment_reverse_complement: bool = field(
-        default=False, metadata={"help": "read a random strand of every training row"}
+    augment_reverse_complement: str = field(
+        default="false",
+        metadata={
+            "help": "read a random strand of every training row; auto: where the task of the benchmark has no strand",
+            "nargs": "?",
+            "const": "true",
+        },
     )
     augment_tokens: float = field(
         default=0.0,
         metadata={"help": "chance that a boundary between two bases ends a token, in training: varies the tokens"},
     )
     augment_crop: int = field(default=0, metadata={"help": "most bp left off at each end of a training row"})
-    average_strands: bool = field(
-        default=False,
+    average_strands: str = field(
+        default="false",
         metadata={
             "help": "read validation and test rows on both strands at the end and average (only for tasks without a "
-            "strand)"
+            "strand); auto: where the task of the benchmark has none",
+            "nargs": "?",
+            "const": "true",
         },
     )
     average_tokens: int = field(
@@ -214,6 +226,8 @@ class FineTuningArguments(RunArguments):
         for name in ("augment_tokens", "layer_decay", "label_smoothing_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie from 0 to 1")
+        for name in STRAND_SETTINGS:
+            setattr(self, name, _true_false_or_auto(name, getattr(self, name)))
         self.epochs_given = self.num_train_epochs is not None
         self.num_train_epochs = self.num_train_epochs or 5
         if self.average_tokens > 1 and not self.augment_tokens:
@@ -229,3 +243,12 @@ class FineTuningArguments(RunArguments):
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         return min(super().get_warmup_steps(num_training_steps), max(num_training_steps // 10, 1))
+
+
+def _true_false_or_auto(name: str, value: str | bool) -> bool | str:
+    if str(value).lower() == AUTO:
+        return AUTO
+    try:
+        return string_to_bool(str(value))
+    except argparse.ArgumentTypeError:
+        raise ValueError(f"{name} is {value!r}; it must be true, false or auto") from None

@@ -84,6 +84,11 @@ def test_labels_have_as_many_meanings_as_classes():
     assert all(len(task.labels) in (0, task.num_labels) for task in TASKS.values())
 
 
+def test_strands_count_where_rows_are_written_along_a_gene_or_a_viral_genome():
+    assert {task.group for task in TASKS.values() if task.stranded} == {"PD", "CPD", "SSP", "CVC"}
+    assert {task.group for task in TASKS.values() if not task.stranded} == GROUPS.keys() - {"PD", "CPD", "SSP", "CVC"}
+
+
 def test_every_hash_is_known_once():
     hashes = [row["sha256"] for row in read_table("splits.csv") if row["sha256"]]
     assert len(hashes) == len(set(hashes)) == 71

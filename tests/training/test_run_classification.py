@@ -497,6 +497,21 @@ def test_a_task_brings_its_files_labels_and_length_of_training(mouse_task, seen)
     assert seen["args"].get_warmup_steps(1000) == 50 and seen["args"].metric_for_best_model == "eval_loss"
 
 
+@pytest.mark.parametrize(("task", "either"), [("mouse/2", True), ("prom/prom_core_tata", False)])
+def test_auto_reads_both_strands_where_the_task_has_none(mouse_task, tmp_path, seen, task, either):
+    if task != "mouse/2":
+        shutil.copytree(tmp_path / "GUE" / "mouse" / "2", tmp_path / "GUE" / task)
+    run(mouse_task, task_name=task, augment_reverse_complement="auto", average_strands="auto")
+    assert seen["args"].augment_reverse_complement is either and seen["args"].average_strands is either
+
+
+def test_strands_are_chosen_as_any_switch_is(mouse_task, seen):
+    run(mouse_task, augment_reverse_complement=[])  # the flag alone
+    assert seen["args"].augment_reverse_complement is True and seen["args"].average_strands is False
+    run(mouse_task, augment_reverse_complement="no", average_strands="yes")
+    assert seen["args"].augment_reverse_complement is False and seen["args"].average_strands is True
+
+
 def test_long_rows_go_through_the_model_few_at_a_time(settings, tmp_path, seen):
     table = write_table(tmp_path / "long.csv", [(random_dna(50_000, seed), seed % 2) for seed in range(4)])
     run(settings, train_file=table)
@@ -542,6 +557,8 @@ def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
         ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
         ({"augment_tokens": 2}, "augment_tokens is 2"),
         ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
+        ({"average_strands": "both"}, "average_strands is 'both'; it must be true, false or auto"),
+        ({"augment_reverse_complement": "auto"}, "--augment_reverse_complement auto follows the task"),
         ({"problem_type": "ranking"}, "problem_type"),
         ({"label_smoothing_factor": 1.5}, "label_smoothing_factor is 1.5"),
         ({"label_smoothing_factor": 0.1, "problem_type": "regression"}, "--label_smoothing_factor is for classes"),
