@@ -13,10 +13,10 @@ Fine-tune a DNA encoder on labelled sequences: a task of the GUE benchmark, or a
   python run_classification.py --model kmer-logistic --train_file train.csv --test_file test.csv --output_dir runs/kmer
   python run_classification.py settings.yaml
 
-The step with the lowest validation loss is kept and tested. The output folder holds the model with its label names
-(pipeline("text-classification", model=folder, trust_remote_code=True)), all_results.json, test_predictions.csv, and
-pictures of the confusion matrix and the curves. Run the same command again to resume after an interruption.
-docs/finetuning.md says what the settings do.
+The step with the lowest validation loss, or the highest MCC, is kept and tested. The output folder holds the model with
+its label names (pipeline("text-classification", model=folder, trust_remote_code=True)), all_results.json,
+test_predictions.csv, and pictures of the confusion matrix and the curves. Run the same command again to resume after an
+interruption. docs/finetuning.md says what the settings do.
 """
 
 import copy
@@ -107,6 +107,7 @@ FIXED_TRAINING_SETTINGS = (
     "label_smoothing_factor",
     "class_weights",
     "layer_decay",
+    "metric_for_best_model",
     "augment_reverse_complement",
     "augment_tokens",
     "augment_crop",
@@ -350,6 +351,8 @@ def build_trainer(
         raise SettingsError("--augment_tokens works with StrandBERT models only")
     if args.label_smoothing_factor and data.labels.problem_type != SINGLE_LABEL:
         raise SettingsError(f"--label_smoothing_factor is for classes; this is {data.labels.problem_type}")
+    if args.metric_for_best_model == "eval_mcc" and data.labels.problem_type == REGRESSION:
+        raise SettingsError("--metric_for_best_model eval_mcc is for classes; of a regression eval_loss chooses")
     views = tuple(
         View(reverse, variant, args.augment_tokens)
         for variant in range(args.average_tokens)
@@ -517,7 +520,7 @@ def is_finished(checkpoint: str, trainer: ClassificationTrainer) -> bool:
 
 
 def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data):
-    """One training for each learning rate, in a folder of its own; the one with the lowest validation loss wins."""
+    """One training for each learning rate, in a folder of its own; the best on the validation rows wins."""
     folder, rates, found = Path(args.output_dir), args.learning_rate_sweep, {}
     if (folder / RESULTS_FILE).exists() or not any(folder.glob("lr-*")):  # else a sweep that was interrupted
         check_free(args)
@@ -528,16 +531,17 @@ def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuning
         logger.info("learning rate %g", rate)
         done = results.is_file() and not args.overwrite_output_dir
         found[rate] = json.loads(results.read_text()) if done else fine_tune(model_args, data_args, one, data)
-    best = min(rates, key=lambda rate: found[rate]["eval_loss"])
-    logger.info("learning rate %g has the lowest validation loss", best)
+    metric = args.metric_for_best_model
+    best = (max if args.greater_is_better else min)(rates, key=lambda rate: found[rate][metric])
+    logger.info("learning rate %g has the best %s", best, metric)
     if args.should_save:
         remove_earlier(folder)
         for path in sorted((folder / f"lr-{best:g}").iterdir()):
             if path.is_file() and path.name != RESULTS_FILE:
                 shutil.copy2(path, folder / f".{path.name}")
                 os.replace(folder / f".{path.name}", folder / path.name)
-        validation = {f"{rate:g}": found[rate]["eval_loss"] for rate in rates}
-        write_json(folder / RESULTS_FILE, found[best] | {"sweep_eval_loss": validation})
+        validation = {f"{rate:g}": found[rate][metric] for rate in rates}
+        write_json(folder / RESULTS_FILE, found[best] | {f"sweep_{metric}": validation})
 
 
 def train_kmer_logistic(data: Data, args: FineTuningArguments):

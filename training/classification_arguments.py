@@ -15,6 +15,7 @@ from training.command_line import recipe_names
 RECIPES = PRETRAINING_RECIPES / "classification"
 LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
 PASS_BASE_PAIRS = 1 << 17  # of one pass, unless the user gives its rows
+BEST_METRICS = {"eval_loss": False, "eval_mcc": True}  # what may choose the best step: whether greater is better
 AUTO = "auto"
 STRAND_SETTINGS = ("augment_reverse_complement", "average_strands")  # True, False, or AUTO until the task is known
 
@@ -137,8 +138,8 @@ class FineTuningArguments(RunArguments):
     learning_rate_sweep: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "train once with each of these learning rates and keep the run with the lowest validation loss "
-            "(dnaGrinder paper: 20 values from 1e-5 to 7e-5)"
+            "help": "train once with each of these learning rates and keep the run with the lowest validation loss, or "
+            "the highest --metric_for_best_model eval_mcc (dnaGrinder paper: 20 values from 1e-5 to 7e-5)"
         },
     )
     num_train_epochs: float | None = field(
@@ -166,12 +167,16 @@ class FineTuningArguments(RunArguments):
     )
     eval_strategy: str = field(default="steps", metadata={"help": "steps or epoch"})
     eval_steps: float | None = field(default=200, metadata={"help": "steps between evaluations and checkpoints"})
+    metric_for_best_model: str | None = field(
+        default="eval_loss",
+        metadata={"help": "what chooses the best step, on the validation rows: eval_loss (both papers) or eval_mcc"},
+    )
     save_total_limit: int | None = field(
         default=1, metadata={"help": "checkpoints to keep while training, besides the best"}
     )
     logging_steps: float = field(default=20, metadata={"help": "steps between log entries"})
     early_stopping: int = field(
-        default=0, metadata={"help": "stop after this many evaluations without a lower validation loss; 0: never"}
+        default=0, metadata={"help": "stop after this many evaluations that are not the best so far; 0: never"}
     )
     collapse_patience: int = field(
         default=5, metadata={"help": "stop after this many evaluations with one and the same answer; 0: never"}
@@ -220,7 +225,13 @@ class FineTuningArguments(RunArguments):
         if self.eval_strategy not in ("steps", "epoch"):
             raise ValueError(f"eval_strategy is {self.eval_strategy!r}; the best step is found by steps or epoch")
         self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps
-        self.load_best_model_at_end, self.metric_for_best_model, self.greater_is_better = True, "eval_loss", False
+        self.load_best_model_at_end = True
+        chosen = f"eval_{str(self.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        if chosen not in BEST_METRICS:
+            raise ValueError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}; it must be one of {', '.join(BEST_METRICS)}"
+            )
+        self.metric_for_best_model, self.greater_is_better = chosen, BEST_METRICS[chosen]
         if self.warmup_steps is None and self.warmup_ratio is None:
             self.warmup_steps = 50
         for name in ("augment_tokens", "layer_decay", "label_smoothing_factor"):

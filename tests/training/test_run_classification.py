@@ -169,6 +169,15 @@ def test_the_results_are_those_of_the_step_with_the_lowest_validation_loss(setti
     assert results(folder)["eval_loss"] == pytest.approx(evaluations[best], abs=1e-6)
 
 
+def test_the_best_step_may_be_that_of_the_highest_mcc(settings):
+    folder = run(settings, max_steps=20, eval_steps=4, learning_rate=2e-2, metric_for_best_model="eval_mcc")
+    log = json.loads((folder / "training_log.json").read_text())
+    evaluations = {entry["step"]: entry["eval_mcc"] for entry in log if "eval_mcc" in entry}
+    best = max(evaluations, key=evaluations.get)  # the first of equal ones
+    assert results(folder)["best_step"] == best
+    assert results(folder)["eval_mcc"] == pytest.approx(evaluations[best])
+
+
 def test_without_a_validation_file_a_part_is_held_out(settings):
     found = results(run(settings, validation_file=None, validation_split_percentage=25))
     assert found["data"]["validation_held_out"]
@@ -449,6 +458,12 @@ def test_a_sweep_keeps_the_learning_rate_with_the_lowest_validation_loss(setting
     assert torch.equal(weights(folder)["classifier.weight"], weights(folder / "lr-0.01")["classifier.weight"])
 
 
+def test_a_sweep_may_keep_the_learning_rate_with_the_highest_mcc(settings):
+    changes = {"learning_rate": None, "learning_rate_sweep": [1e-6, 1e-2], "metric_for_best_model": "mcc"}
+    found = results(run(settings, **changes, max_steps=40, eval_steps=40))
+    assert found["eval_mcc"] == max(found["sweep_eval_mcc"].values()) and "sweep_eval_loss" not in found
+
+
 # -- the baseline and the benchmark --------------------------------------------------------------------------------
 
 
@@ -557,6 +572,8 @@ def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
         ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
         ({"augment_tokens": 2}, "augment_tokens is 2"),
         ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
+        ({"metric_for_best_model": "eval_f1"}, "'eval_f1'; it must be one of eval_loss, eval_mcc"),
+        ({"metric_for_best_model": "eval_mcc", "problem_type": "regression"}, "eval_mcc is for classes"),
         ({"average_strands": "both"}, "average_strands is 'both'; it must be true, false or auto"),
         ({"augment_reverse_complement": "auto"}, "--augment_reverse_complement auto follows the task"),
         ({"problem_type": "ranking"}, "problem_type"),
@@ -587,7 +604,14 @@ def interrupt(settings, monkeypatch, step=6):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning_rate", 1e-3), ("seed", 7), ("max_train_samples", 40), ("pooling", "mean"), ("augment_crop", 3)],
+    [
+        ("learning_rate", 1e-3),
+        ("seed", 7),
+        ("max_train_samples", 40),
+        ("pooling", "mean"),
+        ("augment_crop", 3),
+        ("metric_for_best_model", "eval_mcc"),
+    ],
 )
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(settings, monkeypatch, name, value):
     interrupt(settings, monkeypatch)
