@@ -220,7 +220,8 @@ def position_limit(config) -> int | None:
 
 def add_lora(classifier: Classifier, rank: int, alpha: int, dropout: float, targets: Sequence[str] | None = None):
     """
-    Freeze the encoder and add low-rank adapters; the head (classifier, pooler) is trained and saved in full.
+    Freeze the encoder and add low-rank adapters; the head (classifier, pooler, whatever else starts random) is trained
+    and saved in full.
 
     Args:
         targets: names of the linear layers to adapt; by default Wqkv, dense, gated_layers and wo of StrandBERT, and
@@ -241,13 +242,16 @@ def add_lora(classifier: Classifier, rank: int, alpha: int, dropout: float, targ
             f"{', '.join(sorted(names))}"
         )
     head = [name for name in HEADS if any(part.split(".")[-1] == name for part, _ in model.named_modules())]
+    for name in sorted({key.rpartition(".")[0] for key in classifier.random} - {""}):  # parents before their parts
+        if not set(head) & set(name.split(".")) and not any(name.startswith(f"{parent}.") for parent in head):
+            head.append(name)
     settings = LoraConfig(
         task_type="SEQ_CLS",
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=wanted,
-        exclude_modules=rf"(.*\.)?({'|'.join(head)})(\..*)?",
+        exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, head))})(\..*)?",
         modules_to_save=head,
     )
     classifier.model = get_peft_model(model, settings)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from transformers import BertConfig, BertForMaskedLM, EsmConfig, EsmForMaskedLM, EsmTokenizer
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    EsmConfig,
+    EsmForMaskedLM,
+    EsmTokenizer,
+    ModernBertConfig,
+    ModernBertModel,
+)
 
 from modeling import StrandBertConfig, StrandBertForMaskedLM
 from tests.training import hyena_like
@@ -20,6 +28,7 @@ from training.classification_model import (
     add_lora,
     kmer_length,
     layer_depths,
+    load_adapter,
     load_classifier,
     load_config,
     load_finetuned,
@@ -254,6 +263,25 @@ def test_an_adapter_without_its_head_does_not_load(strandbert, tmp_path, part):
     safetensors.torch.save_file({key: value for key, value in weights.items() if part not in key}, path)
     with pytest.raises(ModelError, match=f"lacks weights of the adapter or its head.*{part}"):
         load_finetuned(tmp_path)
+
+
+def test_lora_trains_and_saves_every_layer_that_starts_random_whatever_its_name(strandbert, tmp_path):
+    ids = {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    base = ModernBertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, **ids
+    )
+    ModernBertModel(base).save_pretrained(tmp_path / "base")  # without the dense layer and the norm of its `head`
+    config = load_config(str(tmp_path / "base"), LABELS)
+    tokenizer = load_tokenizer(str(strandbert), load_config(str(strandbert), LABELS))
+    classifier, again = (load_classifier(config, tokenizer, str(tmp_path / "base")) for _ in range(2))
+    add_lora(classifier, rank=2, alpha=4, dropout=0.0, targets=["Wqkv"])
+    trained = {key for key, parameter in classifier.model.named_parameters() if parameter.requires_grad}
+    for layer in ("head.dense", "head.norm", "classifier"):
+        assert any(f"{layer}.modules_to_save" in key for key in trained)
+    classifier.model.save_pretrained(tmp_path / "adapter")
+    loaded = load_adapter(again.model, tmp_path / "adapter").state_dict()
+    saved = classifier.model.state_dict()
+    assert all(torch.equal(loaded[key], saved[key]) for key in trained)
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
