@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from gue.check import is_published, read_content
@@ -33,6 +34,7 @@ from tokenization.tokenizer_files import write_text_atomically
 from training.storage import StorageError, check_writable, writing_into
 
 SCRIPT = Path(__file__).parents[1] / "run_classification.py"
+RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "classification"
 LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # as in training.classification_arguments, which is slow to import
 FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
 WAIT_SECONDS = 1  # between looks at a run that another process has taken
@@ -253,12 +255,24 @@ def check_name(arguments: argparse.Namespace):
 
 
 def read_settings(settings: list[str]) -> argparse.Namespace:
-    """Those flags of run_classification.py that matter here."""
+    """Those flags of run_classification.py that matter here, also where a recipe gives them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--tokenizer_name")
+    for flag in ("--recipe", "--tokenizer_name"):
+        parser.add_argument(flag)
+    parser.add_argument("--learning_rate", type=float)
     for flag in ("--use_lora", "--trust_remote_code"):
         parser.add_argument(flag, nargs="?", const="true", default="false")
-    return parser.parse_known_args(settings)[0]
+    return parser.parse_known_args([*recipe_flags(parser.parse_known_args(settings)[0].recipe), *settings])[0]
+
+
+def recipe_flags(name: str | None) -> list[str]:
+    """A recipe as flags; none where there is no such recipe, which run_classification.py will say."""
+    path = Path(name or "") if (name or "").endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return [f"--{key}={value}" for key, value in content.items()] if isinstance(content, dict) else []
 
 
 def own_flag(settings: list[str]) -> str | None:
@@ -295,7 +309,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     parser.add_argument("--output_dir", type=Path, required=True, help="runs and results.csv go here")
     parser.add_argument("--tasks", nargs="+", default=["all"], help="names, groups (EMP), suites (GUE); default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    rates = "several: sweep; default: 3e-5, with -- --use_lora 1e-4, as in the DNABERT-2 paper"
+    rates = "several: sweep; default: the recipe's, else 3e-5, with -- --use_lora 1e-4, as in the DNABERT-2 paper"
     parser.add_argument("--learning_rates", nargs="+", type=float, help=rates)
     parser.add_argument("--random_weights", action="store_true", help="take config and tokenizer of --model only")
     parser.add_argument("--name", help="what the report calls this model with these settings; default: from --model")
@@ -307,12 +321,14 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     cut = argv.index("--") if "--" in argv else len(argv)
     arguments = parser.parse_args(argv[:cut])
     arguments.settings = argv[cut + 1 :]
-    if own := own_flag(arguments.settings):
-        parser.error(f"--{own} behind -- : the grid sets it; use {OWN_FLAGS[own]} before --")
+    given = read_settings(arguments.settings)
+    recipe = [flag for flag in recipe_flags(given.recipe) if not flag.startswith("--learning_rate=")]
+    if own := own_flag([*arguments.settings, *recipe]):
+        parser.error(f"--{own} behind -- or in a recipe: the grid sets it; use {OWN_FLAGS[own]} before --")
     random = ", random weights" if arguments.random_weights else ""
     arguments.name = arguments.name or Path(arguments.model).absolute().name + random
-    lora = is_on(read_settings(arguments.settings).use_lora)
-    arguments.learning_rates = arguments.learning_rates or [LORA_LEARNING_RATE if lora else LEARNING_RATE]
+    rate = given.learning_rate or (LORA_LEARNING_RATE if is_on(given.use_lora) else LEARNING_RATE)
+    arguments.learning_rates = arguments.learning_rates or [rate]
     arguments.results = arguments.results or arguments.output_dir / "results.csv"
     return parser, arguments
 

@@ -238,6 +238,32 @@ def test_learning_rates_are_those_of_the_script_and_the_paper(flags, tmp_path):
     assert parse([*flags, *output, "--", "--use_lora=False"])[1].learning_rates == [3e-5]
 
 
+def test_a_recipe_decides_what_the_flags_do_not(flags, tmp_path, capsys):
+    from gue.run import parse
+
+    flags += ["--output_dir", str(tmp_path)]
+    recipe = tmp_path / "mine.yaml"
+    choose = ["--", "--recipe", str(recipe)]
+    recipe.write_text("learning_rate: 7.0e-5\nuse_lora: true\n")
+    assert parse([*flags, *choose])[1].learning_rates == [7e-5]
+    assert parse([*flags, "--learning_rates", "2e-5", *choose])[1].learning_rates == [2e-5]
+    recipe.write_text("use_lora: true\npooling: max\n")
+    assert parse([*flags, *choose])[1].learning_rates == [1e-4]
+    assert parse([*flags, *choose, "--use_lora", "false"])[1].learning_rates == [3e-5]
+    assert parse([*flags, "--", "--recipe", "dnabert2"])[1].learning_rates == [3e-5]
+    recipe.write_text("seed: 5\n")
+    with pytest.raises(SystemExit):
+        parse([*flags, *choose])
+    assert "--seed behind -- or in a recipe: the grid sets it; use --seeds" in capsys.readouterr().err
+
+
+def test_recipes_are_those_of_the_script():
+    from gue.run import RECIPES
+    from training import classification_arguments
+
+    assert classification_arguments.RECIPES == RECIPES
+
+
 def test_random_weights_take_the_config_only(flags, tmp_path, stand_in):
     stand_in.write_text(stand_in.read_text().replace("model_name_or_path", "config_name"))
     assert main([*flags, "--random_weights", "--output_dir", str(tmp_path)]) == 0
