@@ -244,9 +244,14 @@ def _letters(value: str, column: str, where: str) -> bytes:
     if value.lower() in MISSING:
         raise LabelledDataError(f"{where}: no sequence in column {column!r} ({value!r}); complete or remove the row")
     try:
-        return normalize(value)
+        letters = normalize(value)
     except ValueError as error:
         raise LabelledDataError(f"{where}, column {column!r}: {error}") from None
+    if len(letters) < len(value):
+        raise LabelledDataError(
+            f"{where}, column {column!r}: white space within the sequence; give the letters in one piece, not as k-mers"
+        )
+    return letters
 
 
 def _table(path: Path, names: list[str]) -> Iterator[tuple[str, list[str]]]:

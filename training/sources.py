@@ -38,7 +38,7 @@ def read_sequences(path: str | Path, sequence_column: str = "sequence") -> Itera
 
     Raises:
         SequenceFileError, corpus.fasta.FastaError: missing, damaged or unknown file, absent column, a character
-            that is no nucleotide; names file, line and value.
+            that is no nucleotide, white space within a sequence; names file, line and value.
     """
     for name, sequence, _ in read_genomes(path, sequence_column):
         yield name, sequence
@@ -55,6 +55,10 @@ def read_genomes(path: str | Path, sequence_column: str = "sequence") -> Iterato
                 sequence = normalize(letters)
             except ValueError as error:
                 raise SequenceFileError(f"{path}, {name}: {error}") from None
+            if len(sequence) < len(letters.strip()):
+                raise SequenceFileError(
+                    f"{path}, {name}: white space within the sequence; give the letters in one piece, not as k-mers"
+                )
             if sequence:
                 yield name, sequence, species[0] if species else str(path)
     except OSError as error:

@@ -70,6 +70,8 @@ def test_a_field_may_hold_a_chromosome(write):
     [
         ("a.txt", b"ACGT\nACEGT\n", "line 2: character 'E' at position 3 is not a nucleotide"),
         ("a.csv", b"sequence,label\nACGT,1\nMKLV,1\n", "line 3: character 'L' at position 3"),
+        ("a.txt", b" ACGT \nACG CGT\n", "line 2: white space within the sequence"),
+        ("a.csv", b"sequence,label\nACGT,1\nACG CGT,1\n", "line 3: white space within the sequence"),
         ("a.csv", b"seq,label\nACGT,1\n", "no column 'sequence'; the columns are seq, label"),
         ("a.csv", b"label,sequence\n1,ACGT\n2\n", "line 3: 1 fields; 'sequence' is missing"),
         ("a.csv", b"", "no column 'sequence'; the columns are (none)"),
@@ -95,6 +97,8 @@ def test_parquet_without_the_column_or_with_something_else_in_it(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"sequence": ["ACGT", None]}), path)
     assert "row 2: column 'sequence' holds None" in error_of(path)
     assert "no column 'dna'; the columns are sequence" in error_of(path, "dna")
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": [b"ACGT\n", b"ACG CGT"]}), path)
+    assert "row 2: white space within the sequence" in error_of(path)
 
 
 # -- the held-out split --------------------------------------------------------------------------------------------
