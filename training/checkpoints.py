@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hub_configs.folder import write_model_code
 from modeling.configuration_strandbert import AUTO_MAP, StrandBertConfig
-from tokenization.tokenizer_files import save_tokenizer_files, write_text_atomically
+from tokenization.tokenizer_files import NO_LENGTH_LIMIT, save_tokenizer_files, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def make_self_contained(folder: str | Path, tokenizer: PreTrainedTokenizerBase):
         weights.chmod((folder / "config.json").stat().st_mode)  # safetensors lets only the owner read
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"auto_map": AUTO_MAP})
-    save_tokenizer_files(tokenizer.backend_tokenizer.to_str(), folder)
+    limit = min(tokenizer.model_max_length, NO_LENGTH_LIMIT)  # transformers' own for no limit is 1e30
+    save_tokenizer_files(tokenizer.backend_tokenizer.to_str(), folder, limit)
 
 
 def move_files(source: Path, target: Path):

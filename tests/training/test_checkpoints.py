@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from training.checkpoints import (
     COMPLETE,
     CheckpointError,
     last_whole_checkpoint,
     load_optimizer,
+    make_self_contained,
     mark_complete,
     move_files,
     remove_old_checkpoints,
@@ -133,3 +135,11 @@ def test_a_folder_without_optimiser_state_says_how_to_use_its_weights(tmp_path):
 
 def test_the_mark_lists_every_other_file(make):
     assert json.loads((make(10) / COMPLETE).read_text()) == {"model.safetensors": 1000, "trainer_state.json": 2}
+
+
+@pytest.mark.parametrize(("stated", "kept"), [(2048, 2048), (int(1e30), 1_000_000)])
+def test_the_length_at_which_the_tokenizer_cuts_is_kept(tmp_path, tokenizer_folder, stated, kept):
+    (tmp_path / "config.json").write_text("{}")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(tokenizer_folder), model_max_length=stated)
+    make_self_contained(tmp_path, tokenizer)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == kept
