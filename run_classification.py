@@ -107,6 +107,7 @@ FIXED_TRAINING_SETTINGS = (
     "label_smoothing_factor",
     "class_weights",
     "layer_decay",
+    "ema_decay",
     "metric_for_best_model",
     "augment_reverse_complement",
     "augment_tokens",
@@ -373,7 +374,10 @@ def build_trainer(
         views,
         args.layer_decay,
         args.collapse_patience,
+        args.ema_decay,
     )
+    if args.ema_decay and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise SettingsError("--ema_decay does not work with weights that FSDP or DeepSpeed share out")
     if args.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping))
     return trainer

@@ -187,6 +187,13 @@ class FineTuningArguments(RunArguments):
     layer_decay: float = field(
         default=1.0, metadata={"help": "factor of the learning rate from one layer to the one below it"}
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "evaluate and keep a moving average of the weights, of which a step leaves this share, such as "
+            "0.999; 0: the weights themselves"
+        },
+    )
     augment_reverse_complement: str = field(
         default="false",
         metadata={
@@ -234,7 +241,7 @@ class FineTuningArguments(RunArguments):
         self.metric_for_best_model, self.greater_is_better = chosen, BEST_METRICS[chosen]
         if self.warmup_steps is None and self.warmup_ratio is None:
             self.warmup_steps = 50
-        for name in ("augment_tokens", "layer_decay", "label_smoothing_factor"):
+        for name in ("augment_tokens", "layer_decay", "label_smoothing_factor", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie from 0 to 1")
         for name in STRAND_SETTINGS:

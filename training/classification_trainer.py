@@ -1,5 +1,6 @@
 """transformers' Trainer for classification and regression: exact evaluation over all rows, collapse detector, LoRA."""
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.classification_data import MULTI_LABEL, REGRESSION, SINGLE_LABEL, 
 from training.classification_model import STRANDBERT, Classifier, layer_depths
 from training.exact_trainer import ExactTrainer
 from training.metrics import compute_metrics, constant_loss
+from training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class ClassificationTrainer(ExactTrainer):
         views: ways of reading a sequence whose outputs `predict_logits` averages; evaluations during training take the
             first one only.
         layer_decay: factor of the learning rate from one layer to the one below.
+        ema_decay: of the moving average of the weights that is evaluated and saved in their place; 0: none.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ClassificationTrainer(ExactTrainer):
         views: tuple[View, ...] = (View(),),
         layer_decay: float = 1.0,
         collapse_patience: int = 3,
+        ema_decay: float = 0.0,
     ):
         super().__init__(
             classifier.model,
@@ -83,6 +87,9 @@ class ClassificationTrainer(ExactTrainer):
         self.collapse = CollapseDetector(self, collapse_patience)
         self.add_callback(self.collapse)
         self.add_callback(_EvaluateAtTheEnd())
+        self.average = WeightAverage(classifier.model, ema_decay) if ema_decay else None
+        if self.average:
+            self.add_callback(self.average)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(FineTuningProgress)
@@ -137,7 +144,8 @@ class ClassificationTrainer(ExactTrainer):
         """Metrics of `training.metrics` on the validation rows in the first view, logged and seen by callbacks."""
         dataset = eval_dataset or self.eval_dataset
         start = time.perf_counter()
-        logits = self.predict_logits(dataset, self.views[:1])
+        with self._averaged():
+            logits = self.predict_logits(dataset, self.views[:1])
         metrics = compute_metrics(logits, dataset.examples.labels, self.labels.problem_type)
         metrics["distinct_predictions"] = distinct_predictions(logits, self.labels)
         metrics["runtime"] = time.perf_counter() - start
@@ -181,7 +189,24 @@ class ClassificationTrainer(ExactTrainer):
             )
         return logits.cpu().numpy()
 
+    def _averaged(self):
+        return self.average.swapped() if self.average else contextlib.nullcontext()
+
     # -- saving ----------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        with self._averaged():
+            super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average and self.args.should_save:
+            self.average.save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average:
+            self.average.checkpoint = resume_from_checkpoint
 
     def complete_folder(self, folder: Path):
         """Configuration with label names beside an adapter; code and portable tokenizer files for StrandBERT."""

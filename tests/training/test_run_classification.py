@@ -431,6 +431,30 @@ def test_layers_learn_more_slowly_the_deeper_they_lie(settings, monkeypatch):
     assert seen["bert.embeddings.word_embeddings.weight"] == 0.1
 
 
+def test_averaged_weights_are_those_that_are_evaluated_and_kept(settings, tmp_path):
+    plain = run(settings, output_dir=str(tmp_path / "plain"))
+    averaged = run(settings, ema_decay=0.9)
+    assert losses(averaged) == losses(plain)  # training itself is the same
+    name = "bert.encoder.layer.0.mlp.wo.weight"
+    assert not torch.equal(weights(averaged)[name], weights(plain)[name])
+    log = json.loads((averaged / "training_log.json").read_text())
+    evaluations = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    found = results(averaged)
+    assert found["eval_loss"] == pytest.approx(evaluations[found["best_step"]], abs=1e-6)
+    logits = outputs(averaged, settings["test_file"])
+    assert np.exp(logits) / np.exp(logits).sum(1, keepdims=True) == pytest.approx(predictions(averaged), abs=1e-5)
+
+
+def test_interrupted_averages_of_weights_resume(varied, tmp_path, monkeypatch):
+    varied |= {"ema_decay": 0.9}
+    whole = run(varied)
+    broken = varied | {"output_dir": str(tmp_path / "broken")}
+    interrupt(broken, monkeypatch, step=9)
+    resumed = run(broken)
+    assert numbers(resumed) == numbers(whole) and losses(resumed) == losses(whole)
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(settings):
     found = results(run(settings, max_steps=400, eval_steps=4, early_stopping=2, learning_rate=2e-2))
     assert found["global_step"] < 400 and found["global_step"] - found["best_step"] == 8
@@ -574,6 +598,7 @@ def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
         ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
         ({"metric_for_best_model": "eval_f1"}, "'eval_f1'; it must be one of eval_loss, eval_mcc"),
         ({"metric_for_best_model": "eval_mcc", "problem_type": "regression"}, "eval_mcc is for classes"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5; it must lie from 0 to 1"),
         ({"average_strands": "both"}, "average_strands is 'both'; it must be true, false or auto"),
         ({"augment_reverse_complement": "auto"}, "--augment_reverse_complement auto follows the task"),
         ({"problem_type": "ranking"}, "problem_type"),
