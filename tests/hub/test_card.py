@@ -70,6 +70,19 @@ def test_speed_is_that_of_the_measured_rows(tmp_path, monkeypatch):
     assert "| 32 x 128 | EPYC, 2 threads | float32 | 1,742 | 2.17 |" in speed_table("encoder.csv")
 
 
+def test_the_last_run_of_a_case_counts_and_one_long_sequence_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    row = {"case": "32 x 128", "dtype": "float32", "device": "cpu", "machine": "EPYC", "threads": "2"}
+    rows = []
+    for speed, ratio in (("1741.7", "2.167"), ("1610.1", "2.007")):
+        rows.append({**row, "model": "strandbert", "tokens_per_s": speed, "strandbert_is_faster_by": "1.0"})
+        rows.append({**row, "model": "dnabert2_released", "tokens_per_s": "800.0", "strandbert_is_faster_by": ratio})
+    long = {"case": "one sequence", "model": "strandbert", "tokens_per_s": "1426.3", "strandbert_is_faster_by": ""}
+    write_results(tmp_path, "encoder.csv", [*rows, {**row, **long}])
+    lines = [line for line in speed_table("encoder.csv").splitlines() if "EPYC" in line]
+    assert lines == ["| 32 x 128 | EPYC, 2 threads | float32 | 1,610 | 2.01 |"]
+
+
 def test_gue_rows_are_averaged_over_seeds_and_only_those_of_this_model(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROOT", tmp_path)
     rows = [
