@@ -37,10 +37,13 @@ def parse_settings(
     try:
         if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
             content = _read_settings(Path(argv[0]))
-            return parser.parse_dict(_read_recipe(content.get("recipe"), recipes) | content)
+            named = content.get("recipe"), content.get("model_name_or_path")
+            return parser.parse_dict(_read_recipe(*named, recipes) | content)
         name_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         name_parser.add_argument("--recipe")
-        flags = _as_flags(_read_recipe(name_parser.parse_known_args(argv)[0].recipe, recipes))
+        name_parser.add_argument("--model_name_or_path")
+        named, _ = name_parser.parse_known_args(argv)
+        flags = _as_flags(_read_recipe(named.recipe, named.model_name_or_path, recipes))
         return parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
     except (ValueError, TypeError, OSError) as error:
         if isinstance(error, SettingsError):
@@ -60,13 +63,16 @@ def recipe_names(recipes: Path = RECIPES) -> str:
     return ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
 
 
-def _read_recipe(name: str | None, recipes: Path) -> dict:
+def _read_recipe(name: str | None, model: str | None, recipes: Path) -> dict:
+    """Settings of a recipe; a model to go on from takes the place of the new one that the recipe describes."""
     if name is None:
         return {}
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
     if not path.is_file():
         raise SettingsError(f"no recipe {name!r}; there are {recipe_names(recipes)}, or name a .yaml file")
     content = _read_settings(path)
+    if model and "config_name" in content:  # another tokenizer of the same size would train without an error
+        content = {key: value for key, value in content.items() if key not in RECIPE_PATHS}
     for key in RECIPE_PATHS:
         if key in content and not Path(content[key]).exists() and (ROOT / content[key]).exists():
             content[key] = str(ROOT / content[key])

@@ -76,6 +76,17 @@ def test_flags_override_a_recipe():
     assert data_args.max_seq_length == 64 and not data_args.packing and args.global_batch_size == 4096
 
 
+def test_a_model_to_go_on_from_keeps_its_own_tokenizer_under_a_recipe(tmp_path):
+    model_args, _, args = parsed("--recipe", "tiny-gpu", "--model_name_or_path", "dnabert2")
+    assert model_args.config_name is None and model_args.tokenizer_name is None and args.max_steps == 10_000
+    model_args, _, _ = parsed("--recipe", "tiny-gpu", "--model_name_or_path", "dnabert2", "--tokenizer_name", "mine")
+    assert model_args.tokenizer_name == "mine"
+    content = {"recipe": "tiny-cpu", "model_name_or_path": "dnabert2", "train_file": "x.fa", "output_dir": "out"}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(content))
+    model_args, _, _ = run_mlm.parse_arguments([str(tmp_path / "settings.yaml")], "")
+    assert model_args.config_name is None and model_args.tokenizer_name is None
+
+
 def test_a_recipe_can_be_a_file_and_be_named_in_a_file(tmp_path, settings):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"max_steps": 2, "learning_rate": 1e-4}))
     content = settings | {"recipe": str(tmp_path / "mine.yaml")}
