@@ -6,8 +6,8 @@ OUTPUT ?= quickstart
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-OLDEST := .matrix/transformers-4.57
-TRITON := .matrix/triton
+OLDEST := $(VENV)/matrix/transformers-4.57
+TRITON := $(VENV)/matrix/triton
 PIP := $(PY) -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -16,8 +16,8 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make quickstart FASTA=genome.fa.gz    the quick start on your own genome (plain, .gz or .bgz)"
-	@echo "  make test PYTHON=python3.12           any target with another interpreter (VENV=.venv312 keeps both)"
+	@echo "  make quickstart FASTA=genome.fa.gz           the quick start on your own genome (plain, .gz or .bgz)"
+	@echo "  make test PYTHON=python3.12 VENV=.venv312    any target with another interpreter, in an environment of its own"
 
 venv: $(INSTALLED)  ## Make .venv and install the pinned versions (runs by itself when needed)
 
@@ -40,7 +40,7 @@ test-matrix: $(INSTALLED) $(OLDEST)/.installed $(TRITON)/.installed  ## Load a m
 	$(PY) -m tests.matrix.run_matrix --oldest $(OLDEST) --triton $(TRITON)
 
 # Overlays for PYTHONPATH: only the packages that differ from $(VENV), never torch.
-.matrix/%/.installed: tests/matrix/%.txt $(INSTALLED)
+$(VENV)/matrix/%/.installed: tests/matrix/%.txt $(INSTALLED)
 	rm -rf $(@D) && mkdir -p $(@D)
 	$(PIP) --quiet --no-deps --target $(@D) -r $<
 	@touch $@
@@ -68,5 +68,5 @@ lint: $(INSTALLED)  ## Check style
 	$(PY) -m ruff check .
 
 clean:  ## Remove everything that make made, except quick start outputs
-	rm -rf $(VENV) .matrix build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

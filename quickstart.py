@@ -94,7 +94,8 @@ def own_genome(files: list[Path], output: Path) -> list[Path]:
     kept, total = [], 0
     for file in files:
         for record in read_fasta(file):
-            kept.append(b">" + record.name.encode() + b"\n" + record.sequence[: LARGEST_INPUT - total] + b"\n")
+            if total < LARGEST_INPUT:
+                kept.append(b">" + record.name.encode() + b"\n" + record.sequence[: LARGEST_INPUT - total] + b"\n")
             total += len(record.sequence)
             if total > LARGEST_INPUT:
                 temporary = path.with_name("." + path.name)
@@ -179,15 +180,19 @@ def example_sequence(genomes: list[Path]) -> tuple[str, bytes]:
     """
     A description and at most 400 bp, from the end of the first record with a stretch of 100 bp without ambiguous bases.
 
-    A repeat (soft-masked: lower case) is preferred, because there a model has something to know.
+    A repeat (soft-masked: lower case) is preferred, because there a model has something to know. Raises QuickStartError
+    when no file has such a stretch.
     """
-    for record in read_fasta(genomes[0]):
-        for kind, letters in (("repeat", rb"[acgt]{100,}"), ("piece", rb"[acgtACGT]{100,}")):
+    for record in itertools.chain.from_iterable(map(read_fasta, genomes)):
+        for kind, letters in (("repeat", rb"[acgtu]{100,}"), ("piece", rb"[acgtuACGTU]{100,}")):
             *_, match = [None, *re.finditer(letters, record.sequence)]
             if match:
                 start = max(match.start(), match.end() - 400)
                 return f"a {kind} of {record.name}, from base {start + 1:,}", match.group()[-400:]
-    raise QuickStartError(f"{genomes[0]} has no 100 bp without ambiguous bases")
+    raise QuickStartError(
+        f"{', '.join(map(str, genomes))}: no stretch of 100 bp without ambiguous bases; one is needed, to show "
+        "filled masks in it"
+    )
 
 
 def fill_masks(folder: Path, sequence: bytes) -> tuple[int, str]:
@@ -241,6 +246,7 @@ def main() -> None:
         check_size(genomes)
     else:
         genomes = sorted((output / "genomes").glob("*.fa.gz")) or write_synthetic_genomes(output / "genomes")
+    description, sequence = example_sequence(genomes)
     if not (output / "tokenizer" / "tokenizer.json").is_file():
         arguments = [*map(str, genomes), "--vocab-size", str(VOCABULARY), "--output", str(output / "tokenizer")]
         run("training a tokenizer", ["-m", "tokenization.train", *arguments])
@@ -248,7 +254,6 @@ def main() -> None:
     pretrain(genomes, output, options.steps)
     model = output / "model"
     results = json.loads((model / "all_results.json").read_text())
-    description, sequence = example_sequence(genomes)
     print(f"\n== filling masks with the trained model in {description}", flush=True)
     parameters, predictions = fill_masks(model, sequence)
     table = results_table(results, parameters, time.perf_counter() - start)

@@ -40,7 +40,7 @@ from training.checkpoints import (
     SETTINGS_FILE,
     CheckpointError,
     checkpoints_in,
-    last_whole_checkpoint,
+    find_checkpoint,
     move_files,
     what_is_wrong,
     write_json,
@@ -174,6 +174,12 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: F
         SettingsError: settings that contradict each other. StorageError: an output folder that cannot be written to.
     """
     check_processes(args)
+    for name in ("FSDP", "DEEPSPEED"):
+        if getattr(args, name.lower()) or os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise SettingsError(
+                f"fine-tuning needs whole weights in every process, which {name} shares out; leave it out, and start "
+                "several GPUs with accelerate launch --multi_gpu"
+            )
     if not (model_args.model_name_or_path or model_args.config_name):
         raise SettingsError("name a model (--model), or a configuration to train from random weights (--config_name)")
     if bool(data_args.task_name) == bool(data_args.train_file):
@@ -376,8 +382,6 @@ def build_trainer(
         args.collapse_patience,
         args.ema_decay,
     )
-    if args.ema_decay and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise SettingsError("--ema_decay does not work with weights that FSDP or DeepSpeed share out")
     if args.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping))
     return trainer
@@ -385,12 +389,8 @@ def build_trainer(
 
 def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data) -> dict:
     """One training: resume or start, keep the best step, test it, save everything. Returns the results."""
-    checkpoint = find_checkpoint(args)
-    settings = {
-        "model": asdict(model_args),
-        "data": asdict(data_args),
-        "training": json.loads(args.to_json_string()),
-    }
+    checkpoint = find_checkpoint(args, lambda: check_free(args))
+    settings = run_settings(model_args, data_args, args)
     if checkpoint:
         check_same_run(checkpoint, settings)
     set_seed(args.seed)
@@ -426,28 +426,29 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
     return json.loads((folder / RESULTS_FILE).read_text())
 
 
-def find_checkpoint(args: FineTuningArguments) -> str | None:
+def run_settings(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments) -> dict:
+    """Everything that a training was asked for, saved with its checkpoints and its model."""
+    return {"model": asdict(model_args), "data": asdict(data_args), "training": json.loads(args.to_json_string())}
+
+
+def check_same_settings(folder: str | Path, settings: dict):
     """
-    The checkpoint to resume from, if any.
+    Make sure that a checkpoint or a finished model is of the run that was asked for.
 
     Raises:
-        CheckpointError: a named checkpoint that is broken, or an output folder with contents that would be lost.
+        CheckpointError: naming the setting that differs, with both values.
     """
-    output_dir = Path(args.output_dir)
-    if args.overwrite_output_dir:
-        return None
-    if args.resume_from_checkpoint and args.resume_from_checkpoint != "True":
-        problem = what_is_wrong(args.resume_from_checkpoint)
-        if problem:
-            raise CheckpointError(f"cannot resume from {args.resume_from_checkpoint}: {problem}")
-        return args.resume_from_checkpoint
-    checkpoint = last_whole_checkpoint(output_dir)
-    if checkpoint:
-        return str(checkpoint)
-    if args.resume_from_checkpoint:
-        raise CheckpointError(f"{output_dir} holds no complete checkpoint; leave out --resume_from_checkpoint")
-    check_free(args)
-    return None
+    path = Path(folder) / SETTINGS_FILE
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for group, values in settings.items():
+        names = FIXED_TRAINING_SETTINGS if group == "training" else values.keys() - set(FREE_TO_CHANGE)
+        for name in sorted(names):
+            old = before.get(group, {}).get(name, values[name])
+            if old != values[name]:
+                raise CheckpointError(
+                    f"{folder} was saved with --{name} {old}, now it is {values[name]}; give the same settings to "
+                    "go on, choose another --output_dir, or start over with --overwrite_output_dir"
+                )
 
 
 def check_same_run(checkpoint: str, settings: dict):
@@ -457,17 +458,7 @@ def check_same_run(checkpoint: str, settings: dict):
     Raises:
         CheckpointError: naming the setting that differs, with both values, or the step that is missing.
     """
-    path = Path(checkpoint) / SETTINGS_FILE
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    for group, values in settings.items():
-        names = FIXED_TRAINING_SETTINGS if group == "training" else values.keys() - set(FREE_TO_CHANGE)
-        for name in sorted(names):
-            old = before.get(group, {}).get(name, values[name])
-            if old != values[name]:
-                raise CheckpointError(
-                    f"{checkpoint} was saved with --{name} {old}, now it is {values[name]}; give the same settings to "
-                    "go on, choose another --output_dir, or start over with --overwrite_output_dir"
-                )
+    check_same_settings(checkpoint, settings)
     best = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).best_model_checkpoint
     problem = best and what_is_wrong(best)
     if problem:
@@ -495,6 +486,8 @@ def train(trainer: ClassificationTrainer, checkpoint: str | None) -> dict:
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         trainer._load_best_model()
     else:
+        if checkpoint:
+            resume_early_stopping(checkpoint, trainer)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.log_history.append({"step": trainer.state.global_step, "seconds": time.perf_counter() - start})
@@ -518,13 +511,30 @@ def is_finished(checkpoint: str, trainer: ClassificationTrainer) -> bool:
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     args = trainer.args
     last = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * trainer.sampler.steps_per_epoch)
+    return state.global_step >= last or bool(args.early_stopping and evaluations_waited(state) >= args.early_stopping)
+
+
+def evaluations_waited(state: TrainerState) -> int:
+    """Evaluations since the best one, as a run with --early_stopping counted them; 0 of one without."""
     stopping = state.stateful_callbacks.get("EarlyStoppingCallback") or {}
-    waited = (stopping.get("attributes") or {}).get("early_stopping_patience_counter", 0)
-    return state.global_step >= last or bool(args.early_stopping and waited >= args.early_stopping)
+    return (stopping.get("attributes") or {}).get("early_stopping_patience_counter", 0)
+
+
+def resume_early_stopping(checkpoint: str, trainer: ClassificationTrainer):
+    """Let --early_stopping count on from the checkpoint; transformers would begin at 0."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            callback.early_stopping_patience_counter = evaluations_waited(state)
 
 
 def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data):
-    """One training for each learning rate, in a folder of its own; the best on the validation rows wins."""
+    """
+    One training for each learning rate, in a folder of its own; the best on the validation rows wins.
+
+    Raises:
+        CheckpointError: a finished training of other settings. CollapseError: no learning rate trained to the end.
+    """
     folder, rates, found = Path(args.output_dir), args.learning_rate_sweep, {}
     if (folder / RESULTS_FILE).exists() or not any(folder.glob("lr-*")):  # else a sweep that was interrupted
         check_free(args)
@@ -533,10 +543,19 @@ def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuning
         one.learning_rate, one.output_dir = rate, str(folder / f"lr-{rate:g}")
         results = Path(one.output_dir) / RESULTS_FILE
         logger.info("learning rate %g", rate)
-        done = results.is_file() and not args.overwrite_output_dir
-        found[rate] = json.loads(results.read_text()) if done else fine_tune(model_args, data_args, one, data)
+        if results.is_file() and not args.overwrite_output_dir:
+            check_same_settings(one.output_dir, run_settings(model_args, data_args, one))
+            found[rate] = json.loads(results.read_text())
+            continue
+        try:
+            found[rate] = fine_tune(model_args, data_args, one, data)
+        except CollapseError as error:
+            logger.warning("learning rate %g is left out: %s", rate, error)
+            reason = str(error)  # the error itself would keep the model in memory
+    if not found:
+        raise CollapseError(f"none of the learning rates trains to the end. The last one, {rates[-1]:g}: {reason}")
     metric = args.metric_for_best_model
-    best = (max if args.greater_is_better else min)(rates, key=lambda rate: found[rate][metric])
+    best = (max if args.greater_is_better else min)(found, key=lambda rate: found[rate][metric])
     logger.info("learning rate %g has the best %s", best, metric)
     if args.should_save:
         remove_earlier(folder)
@@ -544,7 +563,7 @@ def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuning
             if path.is_file() and path.name != RESULTS_FILE:
                 shutil.copy2(path, folder / f".{path.name}")
                 os.replace(folder / f".{path.name}", folder / path.name)
-        validation = {f"{rate:g}": found[rate][metric] for rate in rates}
+        validation = {f"{rate:g}": found[rate][metric] if rate in found else None for rate in rates}
         write_json(folder / RESULTS_FILE, found[best] | {f"sweep_{metric}": validation})
 
 

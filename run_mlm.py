@@ -35,14 +35,15 @@ import torch
 from transformers import TrainerState, set_seed
 
 from corpus.fasta import FastaError
-from training.arguments import LAST_CHECKPOINT, PretrainingArguments
+from training.arguments import PretrainingArguments
 from training.batches import LengthSchedule
 from training.checkpoints import (
+    WEIGHTS,
     CheckpointError,
     changed_model_settings,
     check_same_model,
     checkpoints_in,
-    last_whole_checkpoint,
+    find_checkpoint,
     move_files,
     what_is_wrong,
 )
@@ -50,7 +51,7 @@ from training.command_line import set_up_logging
 from training.data import MlmDataset
 from training.loading import load_config, load_datasets, load_model, load_tokenizer, log_data_report, make_plan
 from training.markov import baselines
-from training.report import write_results
+from training.report import EVAL_RESULTS, TRAIN_RESULTS, write_results
 from training.settings import (
     DATA_FOLDER,
     DataArguments,
@@ -73,48 +74,32 @@ LOG_FOLDERS = ("runs", "trackio")  # of --report_to
 TERMINATED_EXIT_CODE = 128 + 15  # what a shell reports of a process that SIGTERM ended
 
 
-def find_checkpoint(args: PretrainingArguments) -> str | None:
-    """
-    The checkpoint to resume from: the one named, else the last whole one in the output folder.
-
-    Raises:
-        CheckpointError: a named checkpoint that is broken, or an output folder with contents that would be lost.
-    """
-    if args.resume_from_checkpoint == LAST_CHECKPOINT:
-        checkpoint = last_whole_checkpoint(args.output_dir)
-        if checkpoint is None:
-            raise CheckpointError(
-                f"{args.output_dir} holds no complete checkpoint to resume from; leave out --resume_from_checkpoint to "
-                "start a new run"
-            )
-        args.resume_from_checkpoint = str(checkpoint)
-    if args.resume_from_checkpoint:
-        if args.overwrite_output_dir and Path(args.resume_from_checkpoint).resolve() in [
-            path.resolve() for path in checkpoints_in(args.output_dir)
-        ]:
-            raise CheckpointError(
-                f"--overwrite_output_dir would delete {args.resume_from_checkpoint}, which --resume_from_checkpoint "
-                "asks for; give one of the two"
-            )
-        problem = what_is_wrong(args.resume_from_checkpoint)
-        if problem:
-            raise CheckpointError(f"cannot resume from {args.resume_from_checkpoint}: {problem}")
-        return args.resume_from_checkpoint
+def check_free(args: PretrainingArguments):
+    """Raise CheckpointError when the output folder has contents that training would overwrite."""
     output_dir = Path(args.output_dir)
-    if args.overwrite_output_dir:
-        return None
-    checkpoint = last_whole_checkpoint(output_dir)
-    if checkpoint:
-        return str(checkpoint)
     own = {DATA_FOLDER, FINAL_FOLDER, *LOG_FOLDERS, *(path.name for path in checkpoints_in(output_dir))}
     names = (path.name for path in output_dir.glob("*"))
     foreign = sorted(name for name in names if name not in own and not name.startswith(BATCH_FOLDER))
-    if foreign and args.do_train:
+    if foreign:
         raise CheckpointError(
             f"{output_dir} is not empty ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}) and holds no "
-            "complete checkpoint to resume from; choose another --output_dir, or start over with --overwrite_output_dir"
+            "complete checkpoint that this run goes on from; choose another --output_dir, or start over with "
+            "--overwrite_output_dir"
         )
-    return None
+
+
+def check_evaluation(args: PretrainingArguments):
+    """Raise when an evaluation without training asks for a checkpoint, or would overwrite the results of a run."""
+    if args.resume_from_checkpoint:
+        raise SettingsError(
+            "--do_train false resumes nothing; to evaluate a checkpoint give its folder as --model_name_or_path"
+        )
+    output_dir = Path(args.output_dir)
+    if checkpoints_in(output_dir) or (output_dir / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{output_dir} holds a training run, whose results --do_train false would overwrite; to evaluate its "
+            f"model give --model_name_or_path {output_dir} and another --output_dir"
+        )
 
 
 def is_finished(checkpoint: str | None, trainer: MlmTrainer) -> bool:
@@ -129,11 +114,26 @@ def is_finished(checkpoint: str | None, trainer: MlmTrainer) -> bool:
 
 
 def train(trainer: MlmTrainer, checkpoint: str | None) -> dict[str, float]:
-    """Train to the last step and return the metrics; a finished checkpoint is only loaded, which has no metrics."""
+    """
+    Train to the last step and return the metrics; of a finished run the weights are only loaded, which has no metrics.
+
+    Raises:
+        CheckpointError: the best weights of a finished run are no longer there.
+    """
     if is_finished(checkpoint, trainer):
         logger.info("%s is complete: nothing is left to train. Raise --max_steps to go on.", checkpoint)
-        trainer._load_from_checkpoint(checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        best = trainer.state.best_model_checkpoint
+        if not (trainer.args.load_best_model_at_end and best):
+            trainer._load_from_checkpoint(checkpoint)
+            return {}
+        problem = what_is_wrong(best)
+        if problem:
+            raise CheckpointError(
+                f"cannot load the best weights, {best}: {problem}. Start in the folder in which the run was begun, "
+                "move the run back if it was moved, or leave out --load_best_model_at_end to take the last weights"
+            )
+        trainer._load_best_model()
         return {}
     with stopping_on_sigterm(trainer.guard):
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
@@ -154,17 +154,23 @@ def save_model(trainer: MlmTrainer):
         move_files(aside, Path(trainer.args.output_dir))
 
 
-def evaluate(trainer: MlmTrainer, train_dataset: MlmDataset) -> dict[str, float]:
-    """Held-out metrics of the final weights, with what token and base frequencies alone reach beside them."""
+def evaluate(trainer: MlmTrainer, train_dataset: MlmDataset, trained: bool) -> dict[str, float]:
+    """
+    Held-out metrics of the final weights, with what token and base frequencies alone reach beside them.
+
+    Args:
+        trained: whether the last step was taken by this session: an evaluation of it is not repeated then.
+    """
     at_last_step = [
         entry
         for entry in trainer.state.log_history
         if "eval_loss" in entry and entry["step"] == trainer.state.global_step
     ]
-    if at_last_step and not trainer.args.load_best_model_at_end:
-        metrics = {name: value for name, value in at_last_step[-1].items() if name.startswith("eval_")}
+    if trained and at_last_step and not trainer.args.load_best_model_at_end:
+        metrics = at_last_step[-1]
     else:
         metrics = trainer.evaluate()
+    metrics = {name: value for name, value in metrics.items() if name.startswith("eval_")}
     if trainer.is_world_process_zero() and hasattr(train_dataset.store, "tokens"):  # not while streaming
         found = baselines(train_dataset.store, trainer.eval_dataset, trainer.tokenizer)
         metrics |= {f"eval_{name}": value for name, value in found.items()}
@@ -193,10 +199,14 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     """
     set_up_logging(args)
     check_settings(model_args, data_args, args)
-    checkpoint = find_checkpoint(args)
+    checkpoint = None
+    if args.do_train:
+        checkpoint = find_checkpoint(args, lambda: check_free(args))
+    else:
+        check_evaluation(args)
     config = load_config(model_args, data_args.max_seq_length)
     tokenizer = load_tokenizer(model_args, config)
-    if checkpoint and args.do_train:
+    if checkpoint:
         check_same_model(checkpoint, config, tokenizer)
     train_dataset, eval_dataset, report = load_datasets(data_args, args, tokenizer)
     if args.process_index == 0:
@@ -214,6 +224,8 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     if args.overwrite_output_dir and args.should_save:
         for old in checkpoints_in(args.output_dir):
             shutil.rmtree(old)
+        for name in (TRAIN_RESULTS, EVAL_RESULTS):
+            (Path(args.output_dir) / name).unlink(missing_ok=True)
     if checkpoint:
         logger.info("Resuming from %s", checkpoint)
         warn_of_changed_settings(checkpoint, settings)
@@ -223,7 +235,7 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     if args.do_train:
         with trainer.writing():
             save_model(trainer)
-    eval_metrics = evaluate(trainer, train_dataset) if eval_dataset is not None else {}
+    eval_metrics = evaluate(trainer, train_dataset, bool(train_metrics)) if eval_dataset is not None else {}
     if trainer.is_world_process_zero():
         with trainer.writing():
             write_results(trainer, train_metrics, eval_metrics, report)

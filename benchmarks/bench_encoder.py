@@ -20,13 +20,13 @@ from benchmarks.harness import (
     in_fresh_process,
     interleave,
     machine,
-    matmul_peak,
     median_ratio,
     peak_memory_gb,
     synchronize,
 )
 from benchmarks.released_dnabert2 import ReleasedEncoder
 from modeling import StrandBertConfig, StrandBertModel
+from training.speed import matmul_peak
 
 PAD = 3
 LINEAR_FLOPS = 226.5e6  # per token: 12 layers of (3 + 1) 768 x 768 and 3 x 768 x 3072 multiply-adds, times 2
@@ -109,7 +109,7 @@ def compare(case, lengths, dtype, device, rounds):
             "dnabert2_released": relative_error(functions["dnabert2_released"](), exact, mask),
         }
         seconds = interleave(functions, rounds)
-    peak = matmul_peak(dtype, device)
+    peak = matmul_peak(device, dtype)
     tokens = sum(lengths)
     rows = []
     for name, times in seconds.items():

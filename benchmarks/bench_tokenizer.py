@@ -3,9 +3,10 @@
     python -m benchmarks.bench_tokenizer GENOMES_FOLDER [--only train|encode|overflow|disk] [--output FILE.csv]
 
 GENOMES_FOLDER: FASTA files in subfolders. Every measurement is a process of its own on one thread; CPU seconds are
-compared, since a machine may be shared. Ours is warm (compiled code in the cache); `compile` rows tell the cold cost.
-A training time runs from a file with one word per line to the merge list. Rivals: tokenizers, and sentencepiece if it
-is installed. Rows are written as they come; a row that the file has already is not measured again.
+compared, since a machine may be shared. Ours is warm (compiled code in the cache). A training time runs from a file
+with one word per line to the merge list; encoders are warmed up by one pass, and of five more the fastest counts.
+Rivals: tokenizers, and sentencepiece if it is installed. Rows are written as they come; a row that the file has already
+is not measured again, unless it failed.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import io
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.harness import peak_memory_gb
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizer.csv"
@@ -31,6 +33,7 @@ COLUMNS = [
 ]  # fmt: skip
 SIZES = (16, 64)  # Mbp
 WORD_LENGTHS = (1000, 12_200)  # bp: DNABERT-2 and dnaGrinder
+REPEATS = 5  # of an encoder, after it is warm
 
 
 # ---- the measured processes ----
@@ -47,7 +50,16 @@ def measured(work):
 
 
 def peak_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident size of this process so far, MB (2^20 bytes, as in all rows)."""
+    return peak_memory_gb() * 1e9 / 2**20
+
+
+def warm(encode, lines: list[str]):
+    """(encode(lines), figures): time of the fastest of REPEATS passes, memory of the pass before them."""
+    encode(lines[:1])  # compiled code is loaded here
+    result, figures = measured(lambda: encode(lines))
+    fastest = min((measured(lambda: encode(lines))[1] for _ in range(REPEATS)), key=lambda found: found["cpu_s"])
+    return result, figures | {name: fastest[name] for name in ("cpu_s", "wall_s")}
 
 
 def train_ours(words: str, vocabulary: int):
@@ -104,24 +116,19 @@ def train_sentencepiece(words: str, vocabulary: int):
     return [], measured(work)[1]
 
 
-def encode_ours(lines: list[str], tokenizer: str, repeats: int):
+def encode_ours(lines: list[str], tokenizer: str):
     from tokenization.encoder import Encoder
 
-    encoder = Encoder.load(tokenizer)
-    encoder.encode_batch(lines[:1])
-    ids = encoder.encode_batch(lines)[0]
-    best = min((measured(lambda: encoder.encode_batch(lines))[1] for _ in range(repeats)), key=lambda f: f["cpu_s"])
-    return ids.tolist(), best
+    (ids, _), figures = warm(Encoder.load(tokenizer).encode_batch, lines)
+    return ids.tolist(), figures
 
 
-def encode_tokenizers(lines: list[str], tokenizer: str, repeats: int):
+def encode_tokenizers(lines: list[str], tokenizer: str):
     from tokenizers import Tokenizer
 
     encoder = Tokenizer.from_file(tokenizer)
-    encode = lambda: encoder.encode_batch_fast(lines, add_special_tokens=False)  # noqa: E731
-    runs = [measured(encode) for _ in range(repeats)]
-    ids = [index for encoding in runs[0][0] for index in encoding.ids]
-    return ids, min((figures for _, figures in runs), key=lambda f: f["cpu_s"])
+    encodings, figures = warm(lambda some: encoder.encode_batch_fast(some, add_special_tokens=False), lines)
+    return [index for encoding in encodings for index in encoding.ids], figures
 
 
 def overflow_tokenizers(repeats: int):
@@ -181,13 +188,12 @@ class Suite:
 
     def measure(self, what: str, implementation: str, corpus: str, setting: str, bases: int, *arguments) -> None:
         """Measure unless the row is there; the result goes to a file that `result` reads."""
-        if (
-            self.row(what, implementation, corpus, setting)
-            and self._file(what, implementation, corpus, setting).exists()
-        ):
+        there = self.row(what, implementation, corpus, setting)
+        if there and there["cpu_s"]:
             return
-        self.rows = [r for r in self.rows if r is not self.row(what, implementation, corpus, setting)]
+        self.rows = [row for row in self.rows if row is not there]
         path = self._file(what, implementation, corpus, setting)
+        path.unlink(missing_ok=True)
         command = [
             sys.executable,
             "-m",
@@ -219,6 +225,15 @@ class Suite:
         row = self.row(what, implementation, corpus, setting)
         self.rows.remove(row)
         self.add({**row, "note": note})
+
+    def compare(self, what: str, corpus: str, setting: str, equal: str) -> None:
+        """Note beside our row whether the result equals that of tokenizers, and the ratio, where both were measured."""
+        keys = [(what, implementation, corpus, setting) for implementation in ("ours", "tokenizers")]
+        results, rows = [self.result(*key) for key in keys], [self.row(*key) for key in keys]
+        if None in results or not all(row["cpu_s"] for row in rows):
+            return
+        ratio = float(rows[1]["cpu_s"]) / float(rows[0]["cpu_s"])
+        self.note(*keys[0], f"{equal}: {results[0] == results[1]}; {ratio:.1f}x its speed")
 
     def _file(self, *key: str) -> Path:
         return self.folder / ("-".join(key).replace(" ", "_").replace("/", "_") + ".json")
@@ -263,12 +278,7 @@ def train_suite(suite: Suite, genomes: list[Path]) -> None:
             if corpus.startswith("all"):
                 continue
             suite.measure("train", "tokenizers", corpus, setting, bases, str(words), 4096)
-            same = suite.result("train", "ours", corpus, setting) == suite.result(
-                "train", "tokenizers", corpus, setting
-            )
-            ours, rival = (suite.row("train", name, corpus, setting) for name in ("ours", "tokenizers"))
-            ratio = float(rival["cpu_s"]) / float(ours["cpu_s"])
-            suite.note("train", "ours", corpus, setting, f"merges equal to tokenizers: {same}; {ratio:.1f}x its speed")
+            suite.compare("train", corpus, setting, "merges equal to tokenizers")
             if word_length == WORD_LENGTHS[0] and "E. coli" not in corpus:
                 suite.measure("train", "sentencepiece", corpus, setting, bases, str(words), 4096)
     words = suite.folder / "real_16_Mbp_1000.txt"
@@ -276,10 +286,7 @@ def train_suite(suite: Suite, genomes: list[Path]) -> None:
     setting = "words of 1000 bp, vocabulary 32768"
     suite.measure("train", "ours", "real 16 Mbp", setting, bases, str(words), 32768)
     suite.measure("train", "tokenizers", "real 16 Mbp", setting, bases, str(words), 32768)
-    same = suite.result("train", "ours", "real 16 Mbp", setting) == suite.result(
-        "train", "tokenizers", "real 16 Mbp", setting
-    )
-    suite.note("train", "ours", "real 16 Mbp", setting, f"merges equal to tokenizers: {same}")
+    suite.compare("train", "real 16 Mbp", setting, "merges equal to tokenizers")
 
 
 def encode_suite(suite: Suite, genomes: list[Path]) -> None:
@@ -293,14 +300,7 @@ def encode_suite(suite: Suite, genomes: list[Path]) -> None:
                 arguments = ([str(p) for p in genomes if name in p.name], length, megabases * 1e6, str(tokenizer))
                 pieces = _pieces(*arguments[:3])
                 suite.measure("encode", implementation, key, setting, sum(map(len, pieces)), *arguments)
-            start = f"{corpus}, start"
-            results = [suite.result("encode", name, start, setting) for name in ("ours", "tokenizers")]
-            rows = [suite.row("encode", name, start, setting) for name in ("ours", "tokenizers")]
-            ratio = float(rows[1]["cpu_s"]) / float(rows[0]["cpu_s"])
-            suite.note(
-                "encode", "ours", start, setting,
-                f"ids equal to encode_batch_fast: {results[0] == results[1]}; {ratio:.1f}x its speed",
-            )  # fmt: skip
+            suite.compare("encode", f"{corpus}, start", setting, "ids equal to encode_batch_fast")
 
 
 def _pieces(files: list[str], length: int, most: float) -> list[str]:
@@ -327,7 +327,8 @@ def overflow_suite(suite: Suite) -> None:
         for implementation in ("tokenizers", "ours"):
             suite.measure("overflow", implementation, "synthetic", setting, repeats * 1000, repeats)
             first = suite.result("overflow", implementation, "synthetic", setting)
-            suite.note("overflow", implementation, "synthetic", setting, f"first merge: {first}")
+            if first is not None:
+                suite.note("overflow", implementation, "synthetic", setting, f"first merge: {first}")
 
 
 def disk_suite(suite: Suite, genomes: list[Path]) -> None:
@@ -359,7 +360,7 @@ def disk_suite(suite: Suite, genomes: list[Path]) -> None:
 def run_measurement(name: str, path: str, arguments: list) -> None:
     if name.startswith("encode"):
         files, length, most, tokenizer = arguments
-        arguments = [_pieces(files, length, most), tokenizer, 5 if name == "encode_ours" else 1]
+        arguments = [_pieces(files, length, most), tokenizer]
     result, figures = globals()[name](*arguments)
     Path(path).write_text(json.dumps(result))
     print(json.dumps(figures))

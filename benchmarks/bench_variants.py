@@ -4,7 +4,8 @@ Variants scored per second: `inference.score_variants` against two plain loops t
     python -m benchmarks.bench_variants calls.vcf.gz --genome genome.fa.gz --model my_model
 
 Rivals: one call of the model for each masked row, and one padded call for all masked rows of a window (all logits, the
-windows' vectors from output_hidden_states). The scores of all three are compared. Rows go to results/variants.csv.
+windows' vectors from output_hidden_states). The largest difference of our scores from those of the first rival on four
+variants is printed. Rows go to results/variants.csv.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """
-Short comparable pre-training runs: sequence-length warm-up, packing, activation, vocabulary size; same tokens each.
+Short comparable pre-training runs of as many steps each: sequence order, packing, activation, vocabulary size.
 
     python -m benchmarks.compare_pretraining GENOME.fa.gz ... --heldout OTHER.fa.gz --output runs/comparison
 
 Every genome gives the same number of segments of 600 bp without ambiguous bases, evenly spaced; the held-out genomes
-give 200 each. A small model (4 layers, hidden 128) sees the same number of tokens in every run. Results are compared in
-bits per base at masked tokens of the held-out genomes. Run the same command again to go on after an interruption. Rows
-go to benchmarks/results/pretraining.csv, curves to OUTPUT/curves.png, a table is printed.
+give 200 each. A small model (4 layers, hidden 128) sees about 4,096 tokens a step, fewer where the length schedule cuts
+the sequences; the table says how many in all. Results are compared in bits per base at masked tokens of the held-out
+genomes. Run the same command again to go on after an interruption. Rows go to benchmarks/results/pretraining.csv,
+curves to OUTPUT/curves.png, a table is printed.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def pretrain(name: str, output: Path, steps: int, segments_per_step: int, bf16: 
         "disable_tqdm": True,
         "bf16": bf16,
     } | changes
-    if not flags["packing"]:  # the same sequences per step on average, so the same tokens
+    if not flags["packing"]:  # as many sequences a step as the baseline has on average
         del flags["global_batch_tokens"], flags["per_device_train_batch_tokens"]
         flags |= {"global_batch_size": segments_per_step, "per_device_train_batch_size": segments_per_step}
     words = []
@@ -115,6 +116,16 @@ def pretrain(name: str, output: Path, steps: int, segments_per_step: int, bf16: 
         words += [f"--{flag}", *(text.split() if flag == "sequence_length_schedule" else [text])]
     call("run_mlm.py", *words)
     return folder
+
+
+def new_rows(rows: list[dict], path: Path) -> list[dict]:
+    """The rows that the file does not hold; a finished run that is given again has the row of its first time."""
+    if not path.exists():
+        return rows
+    names = rows[0].keys() - machine().keys()
+    with path.open(newline="") as file:
+        there = {tuple(row.get(name) for name in names) for row in csv.DictReader(file)}
+    return [row for row in rows if tuple(str(row[name]) for name in names) not in there]
 
 
 def draw(folders: dict[str, Path], path: Path):
@@ -139,19 +150,22 @@ def main():
     parser.add_argument("genomes", type=Path, nargs="+")
     parser.add_argument("--heldout", type=Path, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens of each run (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of each run, about (%(default)s)")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="NAME")
     parser.add_argument("--bf16", action="store_true", help="faster on CPUs with avx512_bf16 or AMX")
     options = parser.parse_args()
     output, steps = options.output.resolve(), options.tokens // TOKENS_PER_STEP
+    baseline = output / "baseline" / "all_results.json"
+    if "padded" in options.runs and "baseline" not in options.runs and not baseline.exists():
+        parser.error(f"--runs padded takes its batch size from {baseline}, which is missing; add baseline to --runs")
     if not (output / "data" / "heldout.parquet").exists():
         per_genome = -(-options.tokens * 6 // (SEGMENT * len(options.genomes)))  # a token holds 5 to 6 bp at most
         write_data(options.genomes, options.heldout, per_genome, output / "data")
     folders, rows = {}, []
-    for name in options.runs:
+    for name in sorted(options.runs, key=list(RUNS).index):  # the baseline before those that need it
         segments_per_step = 0
         if not RUNS[name][2].get("packing", True):
-            splits = json.loads((folders["baseline"] / "all_results.json").read_text())["data"]["splits"]["train"]
+            splits = json.loads(baseline.read_text())["data"]["splits"]["train"]
             segments_per_step = round(TOKENS_PER_STEP * splits["windows"] / (splits["tokens"] + 2 * splits["windows"]))
         folders[name] = pretrain(name, output, steps, segments_per_step, options.bf16)
         found = json.loads((folders[name] / "all_results.json").read_text())
@@ -170,7 +184,8 @@ def main():
         })  # fmt: skip
         print(rows[-1], flush=True)
     draw(folders, output / "curves.png")
-    append_rows("pretraining", rows)
+    if fresh := new_rows(rows, RESULTS / "pretraining.csv"):
+        append_rows("pretraining", fresh)
     print("\n| run | tokens | bp | bits per base | nats per token | bigram | Markov | padding | tokens/s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:

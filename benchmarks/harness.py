@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import transformers
+# torch and transformers are imported where they are needed: the memory of a process without them is measured, too.
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,6 +31,7 @@ def interleave(functions: dict[str, Callable], rounds: int) -> dict[str, list[tu
     seconds = {name: [] for name in functions}
     for function in functions.values():
         function()
+    synchronize()
     for _ in range(rounds):
         for name, function in functions.items():
             wall, cpu = time.perf_counter(), time.process_time()
@@ -43,6 +43,8 @@ def interleave(functions: dict[str, Callable], rounds: int) -> dict[str, list[tu
 
 def synchronize():
     """Wait for the GPU, if there is one."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -52,23 +54,11 @@ def median_ratio(slow: list[tuple[float, float]], fast: list[tuple[float, float]
     return statistics.median(a[0] / b[0] for a, b in zip(slow, fast, strict=True))
 
 
-def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
-    """
-    FLOP/s of the fastest matrix product found on this machine in this run: the 100 % of MFU.
-
-    fp32 on a CPU is tried through MKL (torch.matmul) and through oneDNN, whichever is faster.
-    """
-    size = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    products = [lambda: torch.matmul(a, b)]
-    if device == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
-    best = min(min(wall for wall, _ in times) for times in interleave(dict(enumerate(products)), 15).values())
-    return 2 * size**3 / best
-
-
 def machine() -> dict[str, str | int]:
     """What a row must say about where it was measured."""
+    import torch
+    import transformers
+
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

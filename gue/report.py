@@ -24,6 +24,7 @@ from gue.results import ResultsError, read_results, row_key
 from gue.tasks import TASKS, Task, read_table
 from tokenization.tokenizer_files import write_text_atomically
 
+PUBLISHED = " (published)"  # behind the name of a published model, where a measured one has the same
 METRIC_NAMES = {"mcc": "MCC", "f1": "F1", "accuracy": "accuracy"}
 BEGIN, END = "<!-- begin: python -m gue.report -->", "<!-- end: python -m gue.report -->"
 
@@ -33,7 +34,8 @@ class Measured:
     """
     One model on one task: the values of each metric over seeds (times 100), and how they came about.
 
-    `collapsed`: runs that gave one and the same answer; their scores count.
+    `collapsed`: runs that gave one and the same answer; their scores count. `data`: what `gue.run.data_origin` said of
+    the runs' files, each value once.
     """
 
     values: dict[str, list[float]]
@@ -100,9 +102,9 @@ def measured_scores(rows: list[dict[str, str]]) -> dict[str, dict[str, Measured]
             for metric in METRIC_NAMES
         }
         seeds = tuple(int(row["seed"]) for row in chosen)
-        scores.setdefault(name, {})[task] = Measured(
-            values, seeds, rate, len(by_rate), chosen[0]["data"], sum(bool(row.get("collapsed")) for row in chosen)
-        )
+        data = " ".join(sorted({row["data"] or "unknown" for row in chosen}))
+        collapsed = sum(bool(row.get("collapsed")) for row in chosen)
+        scores.setdefault(name, {})[task] = Measured(values, seeds, rate, len(by_rate), data, collapsed)
     return scores
 
 
@@ -145,8 +147,10 @@ def _what_was_run(measured, rows) -> str:
         settings = f" `{row['settings']}`" if row["settings"] else ""
         collapsed = [f"{task} ({c.collapsed} of {len(c.seeds)})" for task, c in scores.items() if c.collapsed]
         collapse = f"; collapsed to one answer: {_list(collapsed)}" if collapsed else ""
-        other = [task for task, cell in scores.items() if cell.data != "published"]
-        data = f"; not the published files: {', '.join(other)}" if other else ""
+        data = ""
+        for value, words in (("other", "not the published files"), ("unknown", "no hash of the published files known")):
+            if tasks := [task for task, cell in scores.items() if value in cell.data.split()]:
+                data += f"; {words}: {_list(tasks)}"
         count = f"{len(scores)} tasks, seeds {_list(seeds)}"
         lines.append(f"- **{name}** (`{row['model']}`{settings}): {count}{rates}{collapse}{data}")
     return "\n".join(lines)
@@ -158,7 +162,11 @@ def _comparison(comparison: Comparison, measured, rows, folder: Path, page: Path
     tasks = [task for task in tasks if any(task.name in scores for scores in published.values())]
     if not tasks:
         return f"### Beside the {comparison.source}\n\nNone of its tasks was run."
-    published = {model: scores for model, scores in published.items() if any(t.name in scores for t in tasks)}
+    published = {
+        model + PUBLISHED * (model in measured): scores
+        for model, scores in published.items()
+        if any(t.name in scores for t in tasks)
+    }
     numbers = {
         name: {t.name: scores[t.name].mean(comparison.metric(t)) for t in tasks if t.name in scores}
         for name, scores in measured.items()
@@ -249,7 +257,7 @@ def _summary_table(comparison: Comparison, measured, rows, full: dict[str, list[
             flops = f"{float(row['flops_500bp']) / unit:.3g}" if row["flops_500bp"] else "-"
             kind, average = "measured", "-"
         else:
-            row = printed.get(model, {})
+            row = printed.get(model.removesuffix(PUBLISHED), {})
             parameters = _parameters(float(row["parameters_m"])) if row else "-"
             flops, kind, average = row.get("relative_flops") or "-", "as published", row.get("average") or "-"
         first, second = places[model]

@@ -5,8 +5,10 @@ A row is added under a lock, by writing the file anew under a temporary name and
 """
 
 import csv
+import errno
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ COLUMNS = (
     "eval_loss collapsed train_rows test_rows seconds parameters flops_500bp weights"
 ).split()
 NUMBERS = [column for column in COLUMNS if column in ("seed", "learning_rate") or column.startswith(("test_", "eval_"))]
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
 KEY = ("name", "task", "seed", "learning_rate")
 
 
@@ -43,22 +46,27 @@ def locked(path: Path, wait: bool = True) -> Iterator[IO | None]:
     Hold the lock file `path`; give None instead of waiting when `wait` is false and another process holds it.
 
     The lock ends with the last process that has the file open: a child that inherits it keeps it when we are killed.
+    On a file system without locks nobody is kept out, and a warning says so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:
             _lock(file, wait)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # the latter on Windows
             if wait:
                 raise
             yield None
             return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn("this file system has no locks: start one runner at a time", stacklevel=3)
         yield file
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
     """
-    Read the rows of a results file; none when there is no file.
+    Read the rows of a results file; none when there is no file. Columns that it lacks are empty.
 
     Raises:
         ResultsError: columns that are not ours, a row of another length, text in place of a number.
@@ -70,7 +78,7 @@ def read_results(path: Path) -> list[dict[str, str]]:
         missing = [column for column in KEY if column not in (reader.fieldnames or [])]
         if missing:
             raise ResultsError(f"{path}, line 1: no column {missing[0]!r}; this is no file of results of gue.run")
-        rows = list(reader)
+        rows = [{**dict.fromkeys(COLUMNS, ""), **row} for row in reader]
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise ResultsError(f"{path}, line {number}: not as many fields as line 1; mend or delete this line")

@@ -38,7 +38,8 @@ RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "classification"
 LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # as in training.classification_arguments, which is slow to import
 FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
 WAIT_SECONDS = 1  # between looks at a run that another process has taken
-KEPT = ("all_results.json", "settings.json", "log.txt")
+KEPT = ("all_results.json", "log.txt")
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")  # files of a model folder
 OWN_FLAGS = {
     **dict.fromkeys(("model", "model_name_or_path", "config_name"), "--model and --random_weights"),
     **dict.fromkeys(("learning_rate", "learning_rate_sweep"), "--learning_rates"),
@@ -89,7 +90,7 @@ def execute(arguments: argparse.Namespace, run: Run, lock) -> dict | None:
     The process inherits `lock`, so that a run whose runner was killed stays taken until it ends.
     """
     folder = run.folder(arguments.output_dir)
-    _check_same_settings(folder, arguments)
+    folder.mkdir(parents=True, exist_ok=True)
     line = command(arguments, run)
     log = folder / "log.txt"
     results = _finished(folder, run)
@@ -120,27 +121,27 @@ def _finished(folder: Path, run: Run) -> dict | None:
     return results if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _check_same_settings(folder: Path, arguments: argparse.Namespace):
-    """Raise ResultsError when the folder was begun for another model, data or settings; note what it is for."""
-    folder.mkdir(parents=True, exist_ok=True)
+def check_same_settings(arguments: argparse.Namespace):
+    """Raise ResultsError when --output_dir was begun for another model, data or settings; note what it is for."""
     settings = {
         "model": arguments.model,
         "data_dir": str(arguments.data_dir.resolve()),
         "script": str(arguments.script.resolve()),
         "settings": settings_text(arguments),
+        "recipe": " ".join(recipe_flags(read_settings(arguments.settings).recipe)),
         "weights": arguments.weights,
     }
-    note = folder / "settings.json"
-    if note.exists():
-        earlier = json.loads(note.read_text(encoding="utf-8"))
-        for key, value in settings.items():
-            if earlier.get(key, value) != value:
-                raise ResultsError(
-                    f"{folder} was begun with {key} {earlier[key]}, now it is {value}; "
-                    "give another --output_dir, or delete that folder"
-                )
-        return
-    write_text_atomically(note, json.dumps(settings, indent=2) + "\n")
+    note = arguments.output_dir / "settings.json"
+    with locked(arguments.output_dir / "settings.json.lock"):  # other runners may start at the same time
+        if not note.exists():
+            write_text_atomically(note, json.dumps(settings, indent=2) + "\n")
+    earlier = json.loads(note.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if earlier.get(key, value) != value:
+            raise ResultsError(
+                f"{arguments.output_dir} was begun with {key} {earlier[key] or 'none'}, now it is {value or 'none'}; "
+                "give another --output_dir and --name, or delete that folder"
+            )
 
 
 def make_row(arguments: argparse.Namespace, run: Run, results: dict, flops: int | None) -> dict:
@@ -154,7 +155,7 @@ def make_row(arguments: argparse.Namespace, run: Run, results: dict, flops: int 
         "seed": run.seed,
         "learning_rate": f"{run.learning_rate:g}",
         "settings": settings_text(arguments),
-        "data": "published" if all_published(run.task, arguments.data_dir) else "other",
+        "data": data_origin(run.task, arguments.data_dir),
         "train_rows": rows.get("train", ""),
         "test_rows": rows.get("test", ""),
         "flops_500bp": flops or "",
@@ -169,20 +170,29 @@ def settings_text(arguments: argparse.Namespace) -> str:
 
 def weights_digest(arguments: argparse.Namespace) -> str:
     """First digits of the sha256 of the model's weights; "" for a Hub name, random weights and the k-mer baseline."""
-    path = Path(arguments.model) / "model.safetensors"
-    if arguments.random_weights or not path.is_file():
+    paths = sorted(path for pattern in WEIGHTS for path in Path(arguments.model).glob(pattern))
+    if arguments.random_weights or not paths:
         return ""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()[:12]
 
 
-def all_published(task: Task, data_dir: Path) -> bool:
-    """Whether every split that the task has is a known published file."""
-    paths = {split: task.file(data_dir, split) for split in SPLITS}
-    return all(is_published(task, split, read_content(path)) for split, path in paths.items() if path)
+def data_origin(task: Task, data_dir: Path) -> str:
+    """
+    "published": every split that is there is a known published file; "other": one is not; "unknown": neither can be
+    said, because not all published forms of a split have a known hash.
+    """
+    found = set()
+    for split in SPLITS:
+        if path := task.file(data_dir, split):
+            hashes = [known.sha256 for known in task.splits if known.split == split]
+            differs = "other" if hashes and all(hashes) else "unknown"
+            found.add("published" if is_published(task, split, read_content(path)) else differs)
+    return next(origin for origin in ("other", "unknown", "published") if origin in found)
 
 
 def run_grid(arguments: argparse.Namespace, runs: list[Run]):
@@ -191,6 +201,7 @@ def run_grid(arguments: argparse.Namespace, runs: list[Run]):
 
     A run that another process has taken is passed over and looked at again at the end.
     """
+    check_same_settings(arguments)
     given = read_settings(arguments.settings)
     tokenizer = given.tokenizer_name or arguments.model
     flops = count_flops(arguments.model, tokenizer, arguments.data_dir, is_on(given.trust_remote_code))

@@ -1,7 +1,7 @@
 """
 Model cards, made from hub_configs/models.toml, config.json and the measured rows in benchmarks/results.
 
-    python -m hub_configs.card            write hub_configs/NAME/README.md for every model
+    python -m hub_configs.card            write hub_configs/NAME/README.md for every model with its config.json there
     python -m hub_configs.card --check    exit code 1 when a card is not what its sources give (`make check-cards`)
 
 Change the sources, never the card.
@@ -163,7 +163,8 @@ def weights_note(name: str, row: dict, weights: str) -> str:
 
 def _folder(name: str, row: dict) -> str:
     """From where a model without a repository is loaded."""
-    return str(Path(row["config"]).parent) if row["weights"] == "shipped" else name
+    # "./": from another folder it is an error, not the name of somebody's repository on the Hub
+    return f"./{Path(row['config']).parent}" if row["weights"] == "shipped" else name
 
 
 def use(name: str, row: dict, weights: str, architecture: str, repository: str) -> str:
@@ -272,6 +273,11 @@ def numbered_entry(number: str) -> str:
     )
 
 
+def is_here(name: str, row: dict) -> bool:
+    """Whether a model's config.json is in hub_configs/NAME; the README.md beside any other is not ours to write."""
+    return row["config"] == f"hub_configs/{name}/config.json"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hub_configs.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -279,18 +285,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare only; write nothing")
     options = parser.parse_args(arguments)
     try:
-        cards = {(ROOT / row["config"]).parent / "README.md": card(name, row) for name, row in read_models().items()}
-    except CardError as error:
+        cards = {ROOT / "hub_configs" / n / "README.md": card(n, r) for n, r in read_models().items() if is_here(n, r)}
+        stale = [path for path, text in cards.items() if not path.is_file() or path.read_text() != text]
+        if options.check and stale:
+            names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+            print(f"not what its sources give: {names}; run `python -m hub_configs.card`", file=sys.stderr)
+            return 1
+        for path in stale:
+            write_text_atomically(path, cards[path])
+            print(f"wrote {path.relative_to(ROOT)}")
+    except (CardError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    stale = [path for path, text in cards.items() if not path.is_file() or path.read_text() != text]
-    if options.check and stale:
-        names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
-        print(f"not what its sources give: {names}; run `python -m hub_configs.card`", file=sys.stderr)
-        return 1
-    for path in stale:
-        write_text_atomically(path, cards[path])
-        print(f"wrote {path.relative_to(ROOT)}")
     print(f"{len(cards)} cards agree with their sources")
     return 0
 

@@ -38,7 +38,7 @@ from modeling import (
 from modeling.configuration_strandbert import AUTO_MAP
 
 from .adapter import base_name, is_adapter, merged_weights, number_of_labels
-from .card import read_models
+from .card import CardError, read_models
 from .checkpoint import ConversionError, read_json, read_weights, weight_files
 from .download import local_folder
 from .folder import SOURCE_ONLY, check_output, new_folder, sha256_of, write_model_folder
@@ -350,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = convert(options.source, options.output, options.overwrite, options.base, options.revision)
         print("\n".join(report))
-    except (ConversionError, VerificationError, OSError) as error:
+    except (CardError, ConversionError, VerificationError, OSError) as error:
         print(f"not converted: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.output}")

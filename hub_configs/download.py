@@ -28,10 +28,12 @@ def local_folder(source: str | Path, revision: str | None = None, api: HfApi | N
     resolved to a commit once, so that what is downloaded is what was listed.
 
     Raises:
-        ConversionError: neither a folder nor a repository that can be read, or a repository whose listing names files
-            outside of it.
+        ConversionError: neither a folder nor a repository that can be read, a revision of a folder, or a repository
+            whose listing names files outside of it.
     """
     if Path(source).is_dir():
+        if revision:
+            raise ConversionError(f"--revision {revision} is for a Hub name; {source} is a folder, so leave it out")
         return Path(source).resolve()
     if not HUB_NAME.fullmatch(str(source)):
         raise ConversionError(f"{source} is not a folder (or, to download it, a Hub name like org/name)")

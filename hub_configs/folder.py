@@ -17,9 +17,10 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from tokenization.tokenizer_files import save_tokenizer_files, write_text_atomically
 
+from .card import ROOT, tomllib
 from .checkpoint import read_json
 
-CODE_FOLDER = Path(__file__).resolve().parents[1] / "modeling"
+CODE_FOLDER = ROOT / "modeling"
 SOURCE_ONLY = re.compile(r"_.*|transformers_version|use_cache")  # settings of a config.json that are not published
 ROOTS = (
     "home|root|Users|tmp|var|mnt|data|scratch|work|opt|private|media|Volumes|srv|users|project|projects|storage|gpfs|"
@@ -123,12 +124,12 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     A temporary folder beside `path` that becomes `path` when the block ends without an error, and is removed otherwise.
 
     With overwrite an existing model folder stays in place until the new one is complete; when the replacing itself is
-    interrupted, it is put back.
+    interrupted, it is put back. Where `path` is a symbolic link, the folder it points to is meant.
 
     Raises:
         FileExistsError: `path` exists and is not empty, and overwrite is False or it is not a model folder.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     check_output(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -166,7 +167,7 @@ def check_not_replaced(output: Path, sources: Iterable[Path]) -> None:
 
 def check_nothing_private(folder: Path, source: Path) -> None:
     """Raise PublishError for a path of this machine in a text file, or a file that is a pickle."""
-    here = {str(source.resolve()), str(Path.home()), str(CODE_FOLDER.parent), tempfile.gettempdir()} - {"/"}
+    here = {str(source.resolve()), str(Path.home()), str(ROOT), tempfile.gettempdir()} - {"/"}
     code = {path.name for path in code_files()}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -180,6 +181,11 @@ def check_nothing_private(folder: Path, source: Path) -> None:
         found = [match.group() for match in LOCAL_PATH.finditer(text)] + [part for part in here if part + "/" in text]
         if found:
             raise PublishError(f"{path.name} holds a path of this machine, {found[0]}; change it in {source}")
+
+
+def read_project() -> dict:
+    """The table [project] of pyproject.toml: dependencies and optional-dependencies."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def sha256_of(path: str | Path) -> str:

@@ -58,12 +58,13 @@ from .folder import (
     check_nothing_private,
     check_output,
     new_folder,
+    read_project,
     sha256_of,
     write_model_folder,
 )
 from .reference import write_reference
 from .space import SpaceError, make_space
-from .verify import TOLERANCE, VerificationError, compare, describe, load_in_fresh_interpreter
+from .verify import TOLERANCE, VerificationError, check_token_ids, compare, describe, load_in_fresh_interpreter
 
 COMPARED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "glu_activation")
 SAME = 1e-5  # of the largest output of the source model: both run the same code, on other numbers of threads
@@ -96,7 +97,7 @@ def publish(
             raise ConversionError(f"{source / 'tokenizer.json'}: {error}") from None
         check_written_weights(folder / "model.safetensors", weights)
         (folder / "README.md").write_text(card(name, row, config, repository), encoding="utf-8")
-        (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n")
+        (folder / "requirements.txt").write_text("\n".join(read_project()["dependencies"]) + "\n")
         shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
         reference = write_reference(folder)
         check_nothing_private(folder, source)
@@ -145,13 +146,6 @@ def read_source(source: Path) -> tuple[dict[str, Tensor], dict]:
     return checked_weights(weights, config, model_class), config
 
 
-def requirements() -> list[str]:
-    """What the published code needs, as pyproject.toml states it."""
-    text = (ROOT / "pyproject.toml").read_text()
-    dependencies = re.search(r"^dependencies = \[(.*?)^\]", text, flags=re.DOTALL | re.MULTILINE).group(1)
-    return re.findall(r'"([^"]+)"', dependencies)
-
-
 def length_limit(source: Path) -> int | None:
     """Tokens at which the source's tokenizer cuts; None when it states no limit. Raises ConversionError."""
     path = source / "tokenizer_config.json"
@@ -167,13 +161,14 @@ def compare_with_source(folder: Path, source: Path, reference: Path, repository:
     """
     Load the folder under its Hub name in a fresh interpreter; compare with the reference and with the source model.
 
-    Raises VerificationError when an output differs.
+    Raises VerificationError when the tokenizer gives other ids or an output differs.
     """
     report, outputs = load_in_fresh_interpreter(folder, reference, as_repository=repository)
-    lines = describe(folder, reference, report)
+    lines, stored = describe(folder, reference, report), load_file(reference)
+    check_token_ids(report, stored, lines)
     for expected, what, tolerance in (
-        (load_file(reference), "plain float64 arithmetic", TOLERANCE),
-        (source_outputs(source, load_file(reference)), f"the model in {source.name}", SAME),
+        (stored, "plain float64 arithmetic", TOLERANCE),
+        (source_outputs(source, stored), f"the model in {source.name}", SAME),
     ):
         differences, failed = compare(outputs, expected, tolerance)
         lines += [f"compared with {what}:", *differences]
@@ -217,9 +212,14 @@ def upload(
         raise PublishError(f"{api.endpoint} cannot be reached: {error}") from None
     head, present, tags = current_state(api, repository, kind)
     if set(present) - {".gitattributes"} and not update:
-        raise PublishError(f"{repository} exists and holds {len(present)} files; pass --update to replace them")
+        raise PublishError(
+            f"{repository} exists and holds {len(present)} files; pass --overwrite --update to replace them"
+        )
     if tag in tags:
-        raise PublishError(f"{repository} already has the tag {tag}; raise `version` in hub_configs/models.toml")
+        raise PublishError(
+            f"{repository} already has the tag {tag}; raise `version` in hub_configs/models.toml and run again with "
+            "--overwrite --update"
+        )
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     operations = [CommitOperationAdd(name, path) for name, path in files.items()]
     operations += [CommitOperationDelete(name) for name in present if name not in (*files, ".gitattributes")]
@@ -292,7 +292,7 @@ def upload_failure(repository: str, error: Exception, now: str | None = None) ->
             "run the same command again with --overwrite --update, which sets the tag"
         )
     if status == 412:
-        reason = "someone else has changed it meanwhile; look at the change, then run again with --update"
+        reason = "someone else has changed it meanwhile; look at the change, then run again with --overwrite --update"
     elif status in (401, 403):
         reason = "this token may not write there; use one with write access"
     else:
@@ -340,6 +340,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", options.push):
         parser.error(f"--push {options.push}: give it as ORG/NAME")
+    if options.classifier and not options.space:
+        parser.error("--classifier belongs to --space; to publish a classifier by itself give it as --model")
+    if (options.update or options.private) and not options.push:
+        parser.error(f"--{'update' if options.update else 'private'} belongs to --push; without it nothing is uploaded")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tag = f"v{model_row(options.name)['version']}" if options.push else None

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, silu
 
 from .checkpoint import ConversionError, read_json, read_tensor_file
-from .folder import sha256_of, write_safetensors
+from .folder import write_safetensors
 
 REFERENCE_FILE = "reference_outputs.safetensors"
 POOLINGS = {  # (tokens, hidden) -> (hidden,)
@@ -44,8 +44,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def encode(tokenizer_file: Path, sequences: list[str]) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, (batch, longest), right-padded with [PAD]. Raises ConversionError."""
+    """input_ids and attention_mask, (batch, longest), right-padded with [PAD], not cut. Raises ConversionError."""
     tokenizer = read_tokenizer(tokenizer_file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     ids = [tokenizer.encode(sequence).ids for sequence in sequences]
     length = max(map(len, ids))
     pad = tokenizer.token_to_id("[PAD]")
@@ -73,9 +75,8 @@ def write_reference(folder: Path) -> Path:
         raise ConversionError(f"{folder}: config.json or model.safetensors lacks {error}") from None
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ConversionError(f"{folder}: config.json, tokenizer and weights do not fit each other: {error}") from None
-    metadata = {"sequences": json.dumps(sequences), "weights_sha256": sha256_of(folder / "model.safetensors")}
-    path = folder / REFERENCE_FILE
-    write_safetensors(path, {"input_ids": input_ids, "attention_mask": attention_mask, **outputs}, metadata)
+    path, tensors = folder / REFERENCE_FILE, {"input_ids": input_ids, "attention_mask": attention_mask, **outputs}
+    write_safetensors(path, tensors, {"sequences": json.dumps(sequences)})
     return path
 
 

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .card import ROOT, tomllib
+from .card import ROOT
 from .checkpoint import read_json
-from .folder import SOURCE_ONLY, check_not_replaced, check_nothing_private, new_folder
+from .folder import SOURCE_ONLY, check_not_replaced, check_nothing_private, new_folder, read_project
 
 PACKAGES = ("space", "inference", "modeling", "tokenization", "corpus", "training", "gue")  # what space.app imports
 DATA = ("space/examples/*", "gue/data/*", "gue/results/*.csv", "benchmarks/results/*.csv", "LICENSE")
@@ -81,9 +81,9 @@ def make_space(
     The same code as in the checkout, byte for byte, and a models.toml that lists these models.
 
     Raises:
-        SpaceError: a folder that holds no model, a name that no folder can have, two of one name, or a demo that does
-        not start; PublishError: OUTPUT would replace a model, or a model names paths of this machine. OUTPUT then is
-        not made.
+        SpaceError: a folder that holds no model, a name that no folder can have, two of one name, no gradio, or a demo
+        that does not start; PublishError: OUTPUT would replace a model, or a model names paths of this machine. OUTPUT
+        then is not made.
     """
     names = [name, *(Path(classifier).absolute().name for classifier in classifiers)]
     wrong = [found for found in names if not re.fullmatch(r"[A-Za-z0-9._-]+", found) or not found.strip(".")]
@@ -96,6 +96,10 @@ def make_space(
     if twice:
         raise SpaceError(f"two models would be called {twice[0]}; the tabs list them by the name of their folder")
     check_not_replaced(Path(output), [model, *classifiers])
+    try:
+        gradio = version("gradio")
+    except PackageNotFoundError:
+        raise SpaceError("the demo needs gradio, which is not installed: pip install '.[space]'") from None
     sources = {"language": {name: Path(model)}, "classifier": dict(zip(names[1:], map(Path, classifiers), strict=True))}
     with new_folder(output, overwrite) as folder:
         copy_code(folder)
@@ -107,7 +111,7 @@ def make_space(
                 rows.append(f'[[{kind}]]\nname = "{title}"\nsource = "{place}"\n')
         (folder / "space" / "models.toml").write_text("\n".join(rows), encoding="utf-8")
         titles = ", ".join(title for named in sources.values() for title in named)
-        (folder / "README.md").write_text(README.format(gradio=version("gradio"), models=titles), encoding="utf-8")
+        (folder / "README.md").write_text(README.format(gradio=gradio, models=titles), encoding="utf-8")
         (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n")
         started = start(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -140,7 +144,7 @@ def copy_model(source: Path, place: Path) -> None:
 
 def requirements() -> list[str]:
     """What the demo needs besides gradio, as pyproject.toml states it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = read_project()
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     chosen = {re.split(r"[^\w.-]", line)[0]: line for line in extras if re.split(r"[^\w.-]", line)[0] in NEEDED}
     absent = sorted(set(NEEDED) - set(chosen))

@@ -77,12 +77,7 @@ def verify(
     report, outputs = load_in_fresh_interpreter(folder, reference)
     lines = describe(folder, reference, report)
     if sequences is not None:
-        rows = zip(expected["input_ids"], expected["attention_mask"], strict=True)
-        real = [row[mask.bool()].tolist() for row, mask in rows]
-        if report["input_ids"] != real:
-            raise VerificationError(
-                "\n".join([*lines, "the tokenizer gives other ids than the reference was made with"])
-            )
+        check_token_ids(report, expected, lines)
     differences, failed = compare(outputs, expected, tolerance)
     if failed:
         raise VerificationError("\n".join([*lines, *differences, "the outputs are NOT those of the reference"]))
@@ -154,6 +149,13 @@ def describe(folder: Path, reference: Path, report: dict) -> list[str]:
         ran = "  (ran)" if path.name in report["code"] else ""
         lines.append(f"sha256     {sha256_of(path)}  {path.name}{ran}")
     return lines
+
+
+def check_token_ids(report: dict, expected: dict[str, Tensor], lines: list[str]) -> None:
+    """Raise VerificationError, after these lines, when the folder's tokenizer gives other ids than the reference."""
+    rows = zip(expected["input_ids"], expected["attention_mask"], strict=True)
+    if report["input_ids"] != [row[mask.bool()].tolist() for row, mask in rows]:
+        raise VerificationError("\n".join([*lines, "the tokenizer gives other ids than the reference was made with"]))
 
 
 def compare(outputs: dict, expected: dict, tolerance: float) -> tuple[list[str], bool]:

@@ -268,7 +268,8 @@ def attribute_file(options: argparse.Namespace):
         check_writable(Path(options.motifs).parent, "--motifs")
     motif_files = [Path(options.motifs), Path(options.motifs).with_suffix(".png")] if options.motifs else []
     logos = [output.with_name(f"{output.stem}_{number}.png") for number in range(1, options.logos + 1)]
-    check_files(output, [*motif_files, *logos], (options.input, options.genome), options.overwrite)
+    figures = [*motif_files, *logos]
+    check_files(output, figures, (options.input, options.genome), options.overwrite)
     state = processes(options.cpu or not torch.cuda.is_available())
     model = load_classifier(options.model, torch.float32)
     model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
@@ -299,7 +300,7 @@ def attribute_file(options: argparse.Namespace):
     def read():
         return read_records(options.input, options.genome, options.sequence_column, options.name_column)
 
-    found = run(output, settings, read, attributor, state, options.overwrite, BLOCK_BASES, also_figures)
+    found = run(output, settings, read, attributor, state, options.overwrite, BLOCK_BASES, also_figures, figures)
     return (found if state.is_main_process else None), motifs
 
 

@@ -65,6 +65,7 @@ class Embedder:
         for i, record in enumerate(records):
             ids = input_ids[i][1:-1]
             if self.resolution == "token":
+                self._places(ids, record)  # raises where the spans below would be wrong
                 start, end = token_spans(ids, self.lengths).numpy().T
                 yield _table(record, first + i, {"start": start, "end": end}, forward[i])
                 continue
@@ -82,7 +83,7 @@ class Embedder:
         try:
             return token_of_nucleotide(ids, self.lengths, len(record.sequence))
         except ValueError as error:
-            message = f"--resolution nucleotide: {record.where}, record {record.name!r}: {error}"
+            message = f"--resolution {self.resolution}: {record.where}, record {record.name!r}: {error}"
             raise JobError(message) from None
 
 
@@ -145,7 +146,7 @@ def embed_file(options: argparse.Namespace):
     state = processes(options.cpu or not torch.cuda.is_available())
     model = load_encoder(options.model, getattr(torch, options.dtype)).to(state.device)
     choice = {name: getattr(options, name) for name in (
-        "pooling", "layer", "resolution", "reverse_complement", "batch_tokens", "window", "overlap"
+        "pooling", "layer", "resolution", "reverse_complement", "window", "overlap"
     )}  # fmt: skip
     try:
         depth_of(model.config, options.layer)
@@ -153,14 +154,14 @@ def embed_file(options: argparse.Namespace):
     except ValueError as error:
         raise JobError(str(error)) from None
     encoder = SequenceEncoder(options.model, model.config)
-    embedder = Embedder(model, encoder, **choice)
+    embedder = Embedder(model, encoder, batch_tokens=options.batch_tokens, **choice)
     digest = fingerprint(model, encoder.tokenizer)
     settings = {"model": digest, "dtype": options.dtype, "device": state.device.type, **choice}
 
     def read():
         return read_records(options.input, options.genome, options.sequence_column, options.name_column)
 
-    found = run(options.output, settings, read, embedder, state, options.overwrite)
+    found = run(options.output, settings, read, embedder, state, options.overwrite, also=index)
     return found if state.is_main_process else None
 
 

@@ -68,16 +68,18 @@ def said_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
 def check_files(output: str | Path, also: Iterable[Path], inputs: Iterable[str | Path | None], overwrite: bool):
     """
-    Raise JobError when `output`, or a file that is written with it, is one of the inputs, or is there already. What an
-    interrupted job of this output may have written is not in the way.
+    Raise JobError when `output`, or a file that is written with it, is one of the inputs, or is there already. Of the
+    latter, those that an interrupted job of this output was to write are not in the way.
     """
     output = Path(output)
     also, inputs = list(also), [Path(path) for path in inputs if path]
     for path in (output, *also):
         if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
             raise JobError(f"{path} is the input itself; choose another name")
-    for path in [] if overwrite or _parts(output).exists() else (output, *also):
-        if path.exists():
+    job = _parts(output) / "job.json"
+    ours = json.loads(job.read_text()).get("files", []) if job.is_file() else []
+    for path in [] if overwrite else (output, *also):
+        if path.exists() and (path == output or os.path.abspath(path) not in ours):
             raise JobError(f"{path} already exists; choose another name or pass --overwrite")
 
 
@@ -138,6 +140,7 @@ def run(
     overwrite: bool = False,
     block_bases: int = BLOCK_BASES,
     write_also: Callable[[Iterator[pyarrow.Table]], None] | None = None,
+    also: Iterable[Path] = (),
 ) -> Survey:
     """
     Compute every block that is not there yet, then write the output (main process).
@@ -145,13 +148,15 @@ def run(
     Args:
         output: .parquet, .csv or .tsv with the tables' columns; .npy or .safetensors with their column "embedding" as a
             matrix, and OUTPUT.index.tsv beside it.
-        settings: everything that the result depends on beside the sequences; JSON values.
+        settings: everything that the result depends on beside the sequences; JSON values. Not the size of a batch: a
+            job that ran out of memory goes on with smaller ones.
         read: the records, from the start at every call.
         compute: tables of a block, given the number of its first record (from 0) and its records; with the columns
             "name" and "record" (that number) at least.
         state: of `processes`; process i of n computes the blocks i, i + n, ...
         block_bases: bp after which a block ends; fewer where a bp costs much.
         write_also: writes another file of all tables, before the output and again if that fails.
+        also: the files that may be written beside the output, as given to `check_files`.
 
     Raises:
         JobError: the output exists; another job is writing it; an interrupted job with other settings is in the way.
@@ -171,7 +176,7 @@ def run(
         if state.is_main_process:
             counted = {key: value for key, value in asdict(found).items() if key != "block_bases"}
             sizes = {"block_bases": block_bases, "block_records": BLOCK_RECORDS}
-            _start_or_resume(parts, {**settings, **counted, **sizes})
+            _start_or_resume(parts, {**settings, **counted, **sizes}, [os.path.abspath(path) for path in also])
         state.wait_for_everyone()
         _compute_blocks(parts, found, lambda: blocks(read(), block_bases), compute, state)
         state.wait_for_everyone()
@@ -225,22 +230,21 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:08d}.parquet"
 
 
-def _start_or_resume(folder: Path, settings: dict):
+def _start_or_resume(folder: Path, settings: dict, files: list[str]):
     settings = json.loads(json.dumps(settings))
     file = folder / "job.json"
     if file.is_file():
         before = json.loads(file.read_text())
+        before.pop("files", None)
         changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
         if changed and any(folder.glob("part-*.parquet")):
             shown = "; ".join(f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in changed)
             raise JobError(
                 f"{folder} holds an interrupted job with other settings: {shown}. Delete that folder to start anew"
             )
-        if not changed:
-            return
     elif folder.exists() and any(folder.iterdir()):
         raise JobError(f"{folder} is in the way: it is not a folder of an interrupted job; remove it")
-    write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
+    write_text_atomically(file, json.dumps({**settings, "files": files}, indent=2) + "\n")
 
 
 def _compute_blocks(parts: Path, found: Survey, read_blocks, compute, state: PartialState):

@@ -32,6 +32,7 @@ from inference.reading import SequenceRecord, add_input_arguments, read_records,
 from modeling.embedding import BATCH_TOKENS, STRANDS
 from modeling.memory import must_fit
 from modeling.nucleotides import token_lengths, token_spans
+from training.classification_model import ModelError
 
 BASES = "ACGT"
 BLOCK_BASES = 1 << 13  # bp; a token costs a reading of its sequence
@@ -75,7 +76,8 @@ def _log_probabilities(model, batch: list[Query]) -> Tensor:
     lengths = [len(query.input_ids) for query in batch]
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     places = cu_seqlens[:-1].long() + torch.tensor([query.position for query in batch])
-    with must_fit(model, max(lengths), sum(lengths), bases_per_token=5.0):
+    advice = "cut it into pieces, or lower the flank"
+    with must_fit(model, max(lengths), sum(lengths), bases_per_token=5.0, advice=advice):
         encoded = model.bert(
             input_ids=torch.cat([query.input_ids for query in batch])[None].to(model.device),
             cu_seqlens=cu_seqlens.to(model.device),
@@ -161,8 +163,18 @@ class BaseProbabilities:
         return rest, context
 
     def each_token(self, sequence: bytes) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """(start, end, given_rest, given_context) of the tokens of one strand, from left to right, when computed."""
+        """
+        (start, end, given_rest, given_context) of the tokens of one strand, from left to right, when computed.
+
+        Raises:
+            ModelError: the tokens do not lie end to end, as when letters N in a row become one token.
+        """
         (ids,) = self.encoder([sequence])
+        if (bases := int(self.lengths[ids].sum())) != len(sequence):
+            raise ModelError(
+                f"the tokens hold {bases:,} bases, the sequence {len(sequence):,}: masked scores need a tokenizer "
+                "whose tokens lie end to end, each N one token"
+            )
         spans = iter(token_spans(ids, self.lengths).tolist()[1:-1])
         queries = (Query(mask(ids, p, self.model.config.mask_token_id), p) for p in range(1, len(ids) - 1))
         for rows in log_probabilities(self.model, queries, self.batch_tokens):

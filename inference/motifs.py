@@ -2,7 +2,7 @@
 Motifs that recur where attributions are high, and their export in MEME format.
 
 1. Seqlets: in each sequence the windows of 15 bp whose summed attribution is a local maximum and lies two standard
-   deviations above the mean window of all sequences, with 5 bp on either side.
+   deviations above the mean window of all sequences, with 5 bp on either side; they do not overlap.
 2. Seed: the 6-mer, on either strand, that is most over-represented in the seqlets against all sequences.
 3. The seqlets are aligned at the seed, then at the best match of the growing weight matrix, until nothing changes; a
    seqlet counts as a site while it matches better than 95 % of the seqlets do with their letters shuffled.
@@ -97,10 +97,13 @@ def _seqlets(sequences: list[bytes], attributions: list[np.ndarray]) -> list[byt
     threshold = every.mean() + DEVIATIONS * every.std()
     found = []
     for sequence, windows in zip(sequences, sums, strict=True):
-        windows = windows.copy()
-        while len(windows) and (best := int(windows.argmax())) >= 0 and windows[best] > threshold:
-            found.append((windows[best], sequence[max(0, best - FLANK) : best + WINDOW + FLANK]))
-            windows[max(0, best - WINDOW) : best + WINDOW] = -np.inf
+        beside = np.pad(windows, 1, constant_values=-np.inf)
+        peaks = np.flatnonzero((windows > threshold) & (windows >= beside[:-2]) & (windows >= beside[2:])).tolist()
+        taken: list[int] = []
+        for peak in sorted(peaks, key=lambda place: -windows[place]):
+            if all(abs(peak - other) >= WINDOW + 2 * FLANK for other in taken):
+                taken.append(peak)
+                found.append((windows[peak], sequence[max(0, peak - FLANK) : peak + WINDOW + FLANK]))
     return [seqlet for _, seqlet in sorted(found, key=lambda pair: -pair[0])]
 
 

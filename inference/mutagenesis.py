@@ -43,8 +43,8 @@ def mutagenesis(
     """
     Scores of all single-base changes in [start, end): float64 (end - start, 4), columns A, C, G, T.
 
-    A base's own column is 0; rows of N are NaN. `softmax` over a row of "llr" makes of it the probabilities of the four
-    bases given all others, each spelled with its own tokens.
+    A base's own column is 0; rows of N are NaN. `softmax` over a row of "llr" makes of it a score that sums to 1 over
+    the four bases, each spelled with its own tokens.
 
     Args:
         contig: letters ACGTN; what lies outside of the interval is flank.
@@ -121,7 +121,8 @@ def score_region(options: argparse.Namespace) -> np.ndarray:
         raise JobError(f"region {options.region} ends beyond the contig, which has {len(contig):,} bp")
     device = "cpu" if options.cpu or not torch.cuda.is_available() else "cuda"
     model = load_masked_lm(options.model).to(device)
-    scorer = VariantScorer(model, SequenceEncoder(options.model, model.config), batch_tokens=options.batch_tokens)
+    encoder = SequenceEncoder(options.model, model.config)
+    scorer = VariantScorer(model, encoder, batch_tokens=options.batch_tokens, scores=(options.score,))
     matrix = mutagenesis(scorer, contig, start, end, options.flank, options.score)
     sequence = contig[start:end]
     lines = ["\t".join(("position", "base", *BASES))]

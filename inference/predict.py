@@ -33,6 +33,7 @@ from training.classification_model import Classifier, ModelError
 from training.metrics import probabilities
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+TOO_LONG = "cut it into pieces, or try --dtype bfloat16"
 BATCH_BASES = {"cpu": 1 << 14, "cuda": 1 << 18}  # bp of one pass
 
 
@@ -51,10 +52,17 @@ class Predictor:
         self.problem_type = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
 
     def __call__(self, first: int, records: list[SequenceRecord]) -> Iterator[pyarrow.Table]:
-        """One table with a row per record, of which the first has the number `first`."""
+        """One table with a row per record, of which the first has the number `first`; JobError for outputs like NaN."""
         logits = self.logits(records, backward=False)
         if self.both_strands:
             logits = (logits + self.logits(records, backward=True)) / 2
+        bad = [record for record, row in zip(records, logits, strict=True) if not np.isfinite(row).all()]
+        if bad:
+            more = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
+            raise JobError(
+                f"{bad[0].where}, record {bad[0].name!r}{more}: the outputs are not finite; use --dtype float32 or "
+                "bfloat16, or a model whose weights are finite"
+            )
         scores = probabilities(logits, self.problem_type)
         columns = {"name": [record.name for record in records], "record": np.arange(first, first + len(records))}
         if self.problem_type == SINGLE_LABEL:
@@ -75,7 +83,7 @@ class Predictor:
             inputs = {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             tokens = [len(samples[row]["input_ids"]) for row in rows]
             bases_per_token = lengths[rows].sum() / sum(tokens)
-            packed = must_fit(self.model, max(tokens), sum(tokens), bases_per_token, "--batch-bases")
+            packed = must_fit(self.model, max(tokens), sum(tokens), bases_per_token, "--batch-bases", TOO_LONG)
             with packed if self.classifier.packed else _padded_must_fit(self.model, tokens):
                 logits[rows] = self.model(**inputs).logits.float().cpu().numpy()
         return logits
@@ -105,7 +113,7 @@ def _padded_must_fit(model, tokens: list[int]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         what = f"a batch of {len(tokens):,} sequences of up to {max(tokens):,} tokens"
-        advice = "lower --batch-bases" if len(tokens) > 1 else "cut it into pieces, or try --dtype bfloat16"
+        advice = "lower --batch-bases" if len(tokens) > 1 else TOO_LONG
         raise MemoryError(f"{what} does not fit into the memory of {model.device}; {advice}") from error
 
 
@@ -147,7 +155,7 @@ def predict_file(options: argparse.Namespace):
         "model": fingerprint(classifier.model, classifier.tokenizer),
         "labels": predictor.names,
         "device": state.device.type,
-        **{name: getattr(options, name) for name in ("dtype", "reverse_complement", "truncate", "batch_bases")},
+        **{name: getattr(options, name) for name in ("dtype", "reverse_complement", "truncate")},
     }
 
     def read():

@@ -68,15 +68,27 @@ def read_records(
         sequence_column, name_column, pair_column: columns of a table. Names default to the column "name" or "id", and
             to the number of the row where there is neither.
 
+    An argument that the format has no use for is refused, except `sequence_column`.
+
     Memory: one record, and the contigs of the genome that the BED file names.
 
     Raises:
         SequenceInputError, corpus.fasta.FastaError: a file that is missing, empty, damaged or of an unknown kind; a
-            column that is absent; a sequence that is empty or holds other letters than nucleotides.
+            column that is absent, or asked of a file without columns; a genome without BED; a sequence that is empty
+            or holds other letters than nucleotides.
     """
     path = Path(path)
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED_SUFFIXES]
     suffix = suffixes[-1] if suffixes else ""
+    table = suffix in DELIMITERS or suffix == ".parquet"
+    for flag, value, used in (
+        ("--pair-column", pair_column, table),
+        ("--name-column", name_column, table),
+        ("--genome", genome, suffix == ".bed"),
+    ):
+        if value is not None and not used:
+            which = "BED" if flag == "--genome" else "CSV, TSV or Parquet"
+            raise SequenceInputError(f"{path}: {flag} is for {which} files; leave it out, or give such a file")
     if suffix in FASTA_SUFFIXES:
         return _fasta_records(path)
     if not path.is_file():

@@ -101,10 +101,14 @@ class VariantScorer:
         pll_tokens: tokens on either side of those that differ that count in the pseudo-log-likelihood; None: the whole
             window.
         batch_tokens: tokens per pass. It changes no score.
+        scores: those to compute; others are NaN.
     """
 
-    def __init__(self, model, encoder: SequenceEncoder, pll_tokens: int | None = PLL_TOKENS, batch_tokens=None):
+    def __init__(
+        self, model, encoder: SequenceEncoder, pll_tokens: int | None = PLL_TOKENS, batch_tokens=None, scores=SCORES
+    ):
         self.model, self.encoder, self.pll_tokens, self.batch_tokens = model, encoder, pll_tokens, batch_tokens
+        self.scores = scores
         self.lengths = token_lengths(encoder.tokenizer)
         self.special = torch.tensor(encoder.tokenizer.all_special_ids)
 
@@ -117,12 +121,16 @@ class VariantScorer:
         tokens = [self.differing_tokens(a, b) for a, b in zip(ids[::2], ids[1::2], strict=True)]
         rows = _Rows()
         spans = [span for both in tokens for span in both]
-        sums = [(self._chain(rows, x, *span), self._single(rows, x, *span)) for x, span in zip(ids, spans, strict=True)]
+        ways = [way if name in self.scores else None for name, way in (("llr", self._chain), ("pll", self._single))]
+        sums = [[way(rows, x, *span) if way else [] for way in ways] for x, span in zip(ids, spans, strict=True)]
         values = token_log_probabilities(self.model, rows.queries, self.batch_tokens)
         totals = np.array([[values[wanted].sum() for wanted in pair] for pair in sums]).reshape(-1, 2, 2)
         llr, pll = (totals[:, 1] - totals[:, 0]).reshape(-1, 2, 2).mean(axis=1).T
+        distance = self._distances(ids) if "distance" in self.scores else None
+        found = [values if name in self.scores else np.full(len(pairs), np.nan)
+                 for name, values in zip(SCORES, (llr, pll, distance), strict=True)]  # fmt: skip
         counts = np.array([[end - start for start, end in spans] for spans in tokens])[::2]
-        return Scores(llr, pll, self._distances(ids), *counts.T)
+        return Scores(*found, *counts.T)
 
     @staticmethod
     def differing_tokens(ref: Tensor, alt: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -250,7 +258,7 @@ def score_file(options: argparse.Namespace) -> Counter:
         counts.update(write_vcf(source, output, tables, provenance))
 
     run(parquet, settings, lambda: read_alleles(source, genome, options.flank), scorer.tables, state,
-        options.overwrite, BLOCK_BASES, also_vcf)  # fmt: skip
+        options.overwrite, BLOCK_BASES, also_vcf, [output])  # fmt: skip
     return counts
 
 

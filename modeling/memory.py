@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+ADVICE = "read it in windows (window=...), or load the model with dtype=torch.bfloat16"
+
 
 def bytes_per_token(config, dtype: torch.dtype) -> int:
     """
@@ -63,21 +65,22 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def must_fit(
-    model, longest: int, tokens: int, bases_per_token: float, batch_option: str = "batch_tokens"
+    model, longest: int, tokens: int, bases_per_token: float, batch_option: str = "batch_tokens", advice: str = ADVICE
 ) -> Iterator[None]:
     """
     Around a forward pass over `tokens` tokens, of which the longest sequence has `longest`.
 
-    batch_option: what the caller's user lowers to make batches smaller.
+    batch_option: what the caller's user lowers to make batches smaller. advice: what to do about a single sequence.
 
     Raises:
         MemoryError: before the pass where a CPU's memory is not enough (Linux would end the process), or when an
             allocation failed; states the length that would have fitted.
     """
+    advice = advice if tokens == longest else f"lower {batch_option}"
     each = bytes_per_token(model.config, model.dtype)
     free = free_memory(model.device)
     if model.device.type == "cpu" and free is not None and tokens * each > free:
-        raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token, batch_option))
+        raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token, advice))
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -86,12 +89,10 @@ def must_fit(
         problem = error
     else:
         return
-    raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token, batch_option)) from problem
+    raise MemoryError(_advice(model, longest, tokens, each, free, bases_per_token, advice)) from problem
 
 
-def _advice(
-    model, longest: int, tokens: int, each: int, free: int | None, bases_per_token: float, batch_option: str
-) -> str:
+def _advice(model, longest: int, tokens: int, each: int, free: int | None, bases_per_token: float, advice: str) -> str:
     what = f"a sequence of {tokens:,} tokens" if tokens == longest else f"a batch of {tokens:,} tokens"
     message = f"{what} does not fit into the memory of {model.device}: "
     fits = tokens // 2  # where an allocation failed although the estimate says that there is room
@@ -99,6 +100,4 @@ def _advice(
         fits = max(0, free // each)
         message += f"it needs about {tokens * each / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
     message += f"{fits:,} tokens, about {fits * bases_per_token:,.0f} bp, would fit"
-    if tokens != longest:
-        return message + f"; lower {batch_option}"
-    return message + "; read it in windows (window=...), or load the model with dtype=torch.bfloat16"
+    return f"{message}; {advice}"

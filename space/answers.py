@@ -64,14 +64,19 @@ def fill_mask(loaded: Loaded, record: SequenceRecord, index: int) -> dict:
     """
     What the model expects where the token that covers a base is masked.
 
-    Returns: `predictions`, tokens with probabilities, the likeliest first; `given_rest` and `given_context`, (bases of
-    the token, 4) as `inference.masked_scores` explains.
+    index: of the base in the sequence, from 0.
+
+    Returns: `token` and its half-open interval `start`, `end` in the sequence, from 0; `predictions`, tokens with
+    probabilities, the likeliest first; `given_rest` and `given_context`, (bases of the token, 4) as
+    `inference.masked_scores` explains.
 
     Raises:
-        InputError: no such base (counted from 0).
+        InputError: no such base.
     """
     if not 0 <= index < len(record.sequence):
-        raise InputError(f"Position {index + 1:,} does not exist; the sequence has {len(record.sequence):,} bp.")
+        first = place_of(record)[1]
+        last = first + len(record.sequence) - 1
+        raise InputError(f"Position {first + index} does not exist; the sequence has positions {first} to {last}.")
     watch = Stopwatch()
     ids, spans = _encode(loaded, record)
     place = next(p for p, (start, end) in enumerate(spans) if start <= index < end)

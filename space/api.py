@@ -36,9 +36,10 @@ def add_endpoints(models: Models):
         return answers.tokens(models.get("language", model), read_sequence(sequence, explore.MOST_BASES))
 
     def fill_mask(sequence: str, position: int, model: str = "") -> dict:
-        """What the model expects in place of the token that covers a base; position counts from 1."""
+        """What the model expects in place of the token over a base; position counts as the name says, else from 1."""
         record = read_sequence(sequence, explore.MOST_BASES)
-        return answers.fill_mask(models.get("language", model), record, whole(position, "position") - 1)
+        index = whole(position, "position") - place_of(record)[1]
+        return answers.fill_mask(models.get("language", model), record, index)
 
     def base_probabilities(sequence: str, model: str = "") -> dict:
         """Probabilities of A, C, G, T at every base."""

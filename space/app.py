@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None):
     shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"  # gradio then gives the page a public address
     models = Models(read_sources(), local=host in LOOPBACK and not shared, device=options.device)
     if not models.names("language"):
-        sys.exit("error: hub_configs/strandbert-tiny has no weights yet; name a model: make demo MODEL=folder")
+        sys.exit("error: no model of space/models.toml is there; name one: make demo MODEL=folder")
     try:
         for kind in ENVIRONMENT:
             if models.names(kind):

@@ -18,10 +18,10 @@ def build(models: Models, examples: list[dict]):
     """Components and events of the tab."""
     names = models.names("classifier")
     gr.Markdown("Predictions of a fine-tuned model, and the bases that speak for and against them.")
-    own = " Or the folder of your own, as run_classification.py writes it." if models.local else ""
-    none = "" if names else " None is installed here." if models.local else " None is installed here yet."
+    none = "" if names else "None is installed here. " if models.local else "None is installed here yet."
+    own = "The folder of your own can be named, as run_classification.py writes it." if models.local else ""
     model = gr.Dropdown(names, value=next(iter(names), None), label="Fine-tuned model", allow_custom_value=models.local,
-                        info=f"A task of the GUE benchmark.{own}{none}")  # fmt: skip
+                        info=f"{none}{own}" or None)  # fmt: skip
     box = sequence_box(
         "DNA sequences",
         f"FASTA, CSV with a column sequence, or one per line. Up to {MOST_SEQUENCES} sequences and {MOST_BASES:,} bp.",

@@ -5,7 +5,7 @@ import pandas
 
 from space import answers
 from space.files import write_parquet
-from space.inputs import InputError, read_labels, read_sequences
+from space.inputs import InputError, read_labels, read_sequence, read_sequences
 from space.models import Models
 from space.parts import LONG, QUICK, SERIES, about_line, guarded, sequence_box
 
@@ -113,7 +113,7 @@ def similarity(models: Models, one: str, other: str, name: str) -> dict:
     records = []
     for which, text in (("first", one), ("second", other)):
         try:
-            records.extend(read_sequences(text, 1, MOST_BASES // 4))
+            records.append(read_sequence(text, MOST_BASES // 4))
         except InputError as error:
             raise InputError(f"The {which} sequence: {error}") from None
     return answers.compare(models.get("language", name), *records)

@@ -38,7 +38,9 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
         label="Tokens, coloured by length in bp; select one to mask it", color_map=LENGTHS, show_legend=True,
         elem_classes="sb-tokens", visible=False,
     )  # fmt: skip
-    position = gr.Number(1, label="Base whose token is masked", info="Position in the sequence, from 1", precision=0)
+    position = gr.Number(label="Base whose token is masked", precision=0,
+                         info="Position, which counts from 1 or as a FASTA name such as chr1:1001-2000 says; if empty, "
+                              "the first")  # fmt: skip
     fill = gr.Button("Mask and predict")
     fill_about = gr.HTML()
     with gr.Row():
@@ -65,7 +67,8 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
 
     @guarded
     def on_fill(text, name, base):
-        return masked(text, name, int(base or 0) - 1)
+        record = read_sequence(text, MOST_BASES)
+        return masked(name, record, 0 if base is None else int(base) - place_of(record)[1])
 
     @guarded
     def on_select(text, name, event: gr.SelectData):
@@ -73,16 +76,18 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
         pieces = answers.tokens(loaded, record)["tokens"]
         index = event.index[0] if isinstance(event.index, list | tuple) else event.index
         start = pieces[min(int(index), len(pieces) - 1)]["start"]
-        return start + 1, *masked(text, name, start)
+        return place_of(record)[1] + start, *masked(name, record, start)
 
-    def masked(text, name, index):
-        found = answers.fill_mask(models.get("language", name), read_sequence(text, MOST_BASES), index)
+    def masked(name, record, index):
+        found = answers.fill_mask(models.get("language", name), record, index)
+        first = place_of(record)[1] + found["start"]
+        last = first + len(found["token"]) - 1
         rows = [
-            {"base": f"{found['start'] + i + 1} {found['token'][i]}", "letter": letter, "probability": value}
+            {"base": f"{first + i} {found['token'][i]}", "letter": letter, "probability": value}
             for i, row in enumerate(found["given_context"])
             for letter, value in zip("ACGT", row, strict=True)
         ]
-        line = f"{found['token']} at {found['start'] + 1}-{found['end']}, expected with {found['probability']:.1%}"
+        line = f"{found['token']} at {first}-{last}, expected with {found['probability']:.1%}"
         shares = [[row["token"], f"{row['probability']:.2%}"] for row in found["predictions"]]
         return (
             about_line(found["about"], line),

@@ -82,6 +82,13 @@ def test_of_a_large_genome_the_first_part_is_used(tmp_path, monkeypatch):
     assert part.stat().st_mtime_ns == written
 
 
+def test_no_empty_record_follows_a_first_part_that_ends_with_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "LARGEST_INPUT", 10)
+    (tmp_path / "a.fa").write_text(">one\n" + "A" * 10 + "\n>two\n" + "C" * 10 + "\n")
+    [part] = quickstart.own_genome([tmp_path / "a.fa"], tmp_path)
+    assert [(r.name, r.sequence) for r in quickstart.read_fasta(part)] == [("one", b"A" * 10)]
+
+
 def test_the_same_settings_give_the_same_folder_and_others_a_fresh_one(tmp_path):
     first = quickstart.run_folder(tmp_path, {"name": "yeast", "fasta": "a"})
     other = quickstart.run_folder(tmp_path, {"name": "yeast", "fasta": "b"})
@@ -112,7 +119,17 @@ def test_without_repeats_the_example_is_the_last_piece_without_ambiguous_bases(t
     assert (description, sequence) == ("a piece of one, from base 204", b"ACGTT" * 40)
 
 
-def test_a_genome_of_gaps_raises(tmp_path):
-    (tmp_path / "a.fa").write_text(">one\n" + "ACGTNN" * 50 + "\n")
-    with pytest.raises(quickstart.QuickStartError, match="no 100 bp without ambiguous bases"):
-        quickstart.example_sequence([tmp_path / "a.fa"])
+def test_the_example_may_be_rna_and_in_any_file(tmp_path):
+    (tmp_path / "a.fa").write_text(">short\nACGU\n")
+    (tmp_path / "b.fa").write_text(">one\n" + "ACGU" * 30 + "\n")
+    (tmp_path / "c.fa").write_text(">two\n" + "N" + "ggauu" * 30 + "\n")
+    a, b, c = (tmp_path / name for name in ("a.fa", "b.fa", "c.fa"))
+    assert quickstart.example_sequence([a, b]) == ("a piece of one, from base 1", b"ACGU" * 30)
+    assert quickstart.example_sequence([a, c]) == ("a repeat of two, from base 2", b"ggauu" * 30)
+
+
+def test_a_genome_without_an_example_is_refused_before_training(tmp_path):
+    (tmp_path / "a.fa").write_text("".join(f">contig{number}\n{'ACGTT' * 12}\n" for number in range(200)))
+    run = start(tmp_path / "a.fa", tmp_path / "out")
+    assert run.returncode == 1 and "Traceback" not in run.stderr and "== training" not in run.stdout
+    assert f"{tmp_path / 'a.fa'}: no stretch of 100 bp without ambiguous bases" in run.stderr

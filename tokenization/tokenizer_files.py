@@ -80,14 +80,16 @@ def save_tokenizer_files(
     model_max_length: tokens at which `truncation=True` cuts; None writes 1,000,000 (no limit in practice).
 
     The config names PreTrainedTokenizerFast, which transformers 4 and 5 both load; merges are written as "A B"
-    strings, which every tokenizers release reads. Use this instead of `save_pretrained`, whose output under
-    transformers 5 names a class that transformers 4 does not know. Raises ValueError when special ids differ from
-    [UNK] 0 [CLS] 1 [SEP] 2 [PAD] 3 [MASK] 4.
+    strings, which every tokenizers release reads. Truncation and padding, which an earlier call may have left in the
+    tokenizer, are not written. Use this instead of `save_pretrained`, whose output under transformers 5 names a class
+    that transformers 4 does not know. Raises ValueError when special ids differ from [UNK] 0 [CLS] 1 [SEP] 2 [PAD] 3
+    [MASK] 4.
     """
     if isinstance(tokenizer_or_json, Tokenizer):
         tokenizer_or_json = tokenizer_or_json.to_str()
     content = json.loads(tokenizer_or_json) if isinstance(tokenizer_or_json, str) else dict(tokenizer_or_json)
     check_special_ids(content)
+    content["truncation"] = content["padding"] = None
     model = content["model"]
     if model["type"] == "BPE":
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]

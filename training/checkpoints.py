@@ -11,16 +11,19 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from hub_configs.folder import write_model_code
 from modeling.configuration_strandbert import AUTO_MAP, StrandBertConfig
 from tokenization.tokenizer_files import NO_LENGTH_LIMIT, save_tokenizer_files, write_text_atomically
+from training.arguments import LAST_CHECKPOINT, RunArguments
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ WEIGHTS = "model.safetensors"
 SCALER = "scaler.json"
 OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_VALUES = "optimizer.json"
+OPTIMIZER_SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")  # of this run, not of the checkpoint
 ARCHITECTURE = (
     "vocab_size",
     "hidden_size",
@@ -161,7 +165,12 @@ def _tokenizer_difference(saved: dict, wanted: dict) -> str | None:
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders by ascending step, whole or not."""
     found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(output_dir).glob("checkpoint-*")}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name.split("-")[1]))
+    return sorted((path for path, match in found.items() if match), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step in the name of a checkpoint folder."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
@@ -174,6 +183,61 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
+def find_checkpoint(args: RunArguments, check_free: Callable[[], None]) -> str | None:
+    """
+    The checkpoint to resume from: the one named, else the last whole one in the output folder; None to start.
+
+    Args:
+        check_free: called when the run goes on from no checkpoint of the output folder and does not start over; raises
+            CheckpointError when the folder has contents that would be lost.
+
+    Raises:
+        CheckpointError: a named checkpoint that is broken, or contents of the output folder that would be lost.
+    """
+    output_dir, named = args.output_dir, args.resume_from_checkpoint
+    if named == LAST_CHECKPOINT:
+        named = last_whole_checkpoint(output_dir)
+        if named is None:
+            raise CheckpointError(
+                f"{output_dir} holds no complete checkpoint to resume from; leave out --resume_from_checkpoint to "
+                "start a new run"
+            )
+    if named:
+        _check_named(Path(named), args, check_free)
+        return str(named)
+    if args.overwrite_output_dir:
+        return None
+    checkpoint = last_whole_checkpoint(output_dir)
+    if checkpoint is None:
+        check_free()
+    return checkpoint and str(checkpoint)
+
+
+def _check_named(named: Path, args: RunArguments, check_free: Callable[[], None]):
+    """Raise CheckpointError when the named checkpoint is broken, or going on from it would lose others."""
+    others = checkpoints_in(args.output_dir)
+    inside = [path for path in others if path.resolve() == named.resolve()]
+    if inside and args.overwrite_output_dir:
+        raise CheckpointError(
+            f"--overwrite_output_dir would delete {named}, which --resume_from_checkpoint asks for; give one of the two"
+        )
+    problem = what_is_wrong(named)
+    if problem:
+        raise CheckpointError(f"cannot resume from {named}: {problem}")
+    if args.overwrite_output_dir:
+        return
+    if inside:
+        others = [path for path in others if step_of(path) > step_of(inside[0])]
+    else:
+        check_free()
+    others = [path.name for path in others if what_is_wrong(path) is None]
+    if others:
+        raise CheckpointError(
+            f"{args.output_dir} holds {', '.join(others[-3:])}, which would be lost by going on from {named}; choose "
+            "another --output_dir, move them away, or leave out --resume_from_checkpoint to go on from the last one"
+        )
+
+
 def how_to_go_on(output_dir: str | Path, starts_over: bool) -> str:
     """Advice after a save that failed: which checkpoint is left, and how training continues."""
     whole = [checkpoint for checkpoint in checkpoints_in(output_dir) if what_is_wrong(checkpoint) is None]
@@ -182,9 +246,9 @@ def how_to_go_on(output_dir: str | Path, starts_over: bool) -> str:
     return f"{kept}. Make room (--save_total_limit 1 keeps one checkpoint), then {again} to go on from the last one"
 
 
-def remove_old_checkpoints(output_dir: str | Path, keep: int, best: str | None):
-    """Delete all but the newest `keep` checkpoints and the best one."""
-    for checkpoint in checkpoints_in(output_dir)[:-keep]:
+def remove_old_checkpoints(output_dir: str | Path, keep: int, best: str | None, step: int):
+    """Delete all but the newest `keep` checkpoints up to a step and the best one; later ones were never finished."""
+    for checkpoint in [path for path in checkpoints_in(output_dir) if step_of(path) <= step][:-keep]:
         if best is None or checkpoint.resolve() != Path(best).resolve():
             (checkpoint / COMPLETE).unlink(missing_ok=True)  # a half-deleted checkpoint must not look whole
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -210,6 +274,7 @@ def load_sharded_weights(checkpoint: str | Path, model: torch.nn.Module):
         CheckpointError: naming weights that are missing or left over.
     """
     saved = safetensors.torch.load_file(Path(checkpoint) / WEIGHTS)
+    model.state_dict()  # shards again what an evaluation has gathered
     weights = dict(model.named_parameters())  # tied ones once
     wrong = saved.keys() ^ weights.keys()
     if wrong:
@@ -253,6 +318,8 @@ def load_optimizer(folder: str | Path, optimizer, scheduler):
     """
     Restore what `save_optimizer` wrote, also with another number of processes, sharded or not.
 
+    Learning rate, betas, epsilon and weight decay stay those that optimizer and scheduler were made with.
+
     Raises:
         CheckpointError: the folder holds no optimizer state.
     """
@@ -271,8 +338,20 @@ def load_optimizer(folder: str | Path, optimizer, scheduler):
         for name, value in entries.items():
             if isinstance(weights[index], DTensor) and torch.is_tensor(value) and value.shape == weights[index].shape:
                 entries[name] = _as_sharded(value, weights[index])
+    asked = [{name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
-    scheduler.load_state_dict(content["scheduler"])
+    for group, values in zip(optimizer.param_groups, asked, strict=True):
+        group.update(values)
+    if isinstance(scheduler, LambdaLR):  # others find their rate from what they have seen
+        peaks = scheduler.base_lrs
+        scheduler.load_state_dict(content["scheduler"])
+        scheduler.base_lrs = peaks
+        rates = [peak * factor(scheduler.last_epoch) for peak, factor in zip(peaks, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+    else:
+        scheduler.load_state_dict(content["scheduler"])
 
 
 def save_scaler(folder: str | Path, scaler):

@@ -131,9 +131,10 @@ class ClassificationTrainer(ExactTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
+        mean = self.accelerator.reduce(loss.detach(), reduction="mean")  # so that all processes stop together
+        if not torch.isfinite(mean):
             raise CollapseError(
-                f"step {self.state.global_step + 1:,}: the loss is {float(loss)}. Lower --learning_rate (it is "
+                f"step {self.state.global_step + 1:,}: the loss is {float(mean)}. Lower --learning_rate (it is "
                 f"{self.args.learning_rate:g}), or train in float32 without --bf16 and --fp16"
             )
         return loss

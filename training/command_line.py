@@ -1,6 +1,7 @@
 """What the scripts do with their command line and their messages."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -28,27 +29,36 @@ def parse_settings(
     Raises:
         SettingsError: naming the file and the wrong key or value.
     """
-    parser = HfArgumentParser(
+    parser = _Parser(
         dataclass_types,
         usage=f"{script} [--flag value ...] | settings.json | settings.yaml    (--help lists the flags)",
         description=description,
         formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
+    file, content = None, {}
+    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+        file, argv = argv[0], []
     try:
-        if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-            content = _read_settings(Path(argv[0]))
-            named = content.get("recipe"), content.get("model_name_or_path")
-            return parser.parse_dict(_read_recipe(*named, recipes) | content)
+        if file:
+            content = _read_settings(Path(file))
         name_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         name_parser.add_argument("--recipe")
-        name_parser.add_argument("--model_name_or_path")
-        named, _ = name_parser.parse_known_args(argv)
-        flags = _as_flags(_read_recipe(named.recipe, named.model_name_or_path, recipes))
+        name_parser.add_argument("--model_name_or_path", "--model-name-or-path", "--model")
+        named, _ = name_parser.parse_known_args([*_as_flags(content), *argv])
+        flags = _as_flags(_read_recipe(named.recipe, named.model_name_or_path, recipes) | content)
         return parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
     except (ValueError, TypeError, OSError) as error:
         if isinstance(error, SettingsError):
             raise
-        raise SettingsError(f"{argv[0]}: {error}" if len(argv) == 1 else str(error)) from None
+        raise SettingsError(f"{file}: {error}" if file else str(error)) from None
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse would print its usage and exit, so that the file with the wrong value can be named."""
+
+    def error(self, message: str):
+        raise ValueError(message)
 
 
 def _read_settings(path: Path) -> dict:
@@ -80,9 +90,12 @@ def _read_recipe(name: str | None, model: str | None, recipes: Path) -> dict:
 
 
 def _as_flags(settings: dict) -> list[str]:
+    """The words of a command line; of null and of an empty list none, which leaves the default."""
     flags = []
     for name, value in settings.items():
-        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        words = [json.dumps(value) if isinstance(value, dict) else str(value) for value in values]
+        flags += [f"--{name}", *words] if words else []
     return flags
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator
@@ -242,11 +243,14 @@ def _load_store(folder: Path, split: str, report: dict) -> TokenStore:
 
 
 def _build(folder: Path, train_files, validation_files, tokenizer, settings: DataSettings):
-    building = folder.with_name(f".building-{folder.name}-{os.getpid()}")
-    building.mkdir(parents=True)
+    if not folder.parent.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".building-{folder.name}-", dir=folder.parent))
     try:
-        _write_splits(building, train_files, validation_files, tokenizer, settings)
-        os.replace(building, folder)
+        content = building / folder.name  # mkdtemp lets only the owner read
+        content.mkdir()
+        _write_splits(content, train_files, validation_files, tokenizer, settings)
+        os.replace(content, folder)
     except OSError:
         if not folder.exists():  # else another process was faster
             raise

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from training.arguments import RunArguments
 from training.checkpoints import (
+    COMPLETE,
     SETTINGS_FILE,
     gathered_weights,
     how_to_go_on,
@@ -96,14 +97,18 @@ class ExactTrainer(Trainer):
             self.complete_folder(folder)
 
     def _save_checkpoint(self, model, trial):
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        checkpoint = folder / f"checkpoint-{step}"
         with self.writing():
+            if self.args.should_save:
+                (checkpoint / COMPLETE).unlink(missing_ok=True)  # of a damaged one that is written again
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with self.writing():
-                mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+                mark_complete(checkpoint)
             if self.keep_checkpoints:
-                remove_old_checkpoints(self.args.output_dir, self.keep_checkpoints, self.state.best_model_checkpoint)
+                remove_old_checkpoints(folder, self.keep_checkpoints, self.state.best_model_checkpoint, step)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         if self.is_deepspeed_enabled:  # its own format, sharded
@@ -122,6 +127,12 @@ class ExactTrainer(Trainer):
             load_sharded_weights(resume_from_checkpoint, self.model)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled:
+            load_sharded_weights(self.state.best_model_checkpoint, self.model)
+        else:
+            super()._load_best_model()
 
     def _save_scaler(self, output_dir):
         if self.accelerator.scaler is not None and self.args.should_save:

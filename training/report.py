@@ -16,6 +16,8 @@ from training.loss_curve import write_loss_curve
 
 logger = logging.getLogger("run_mlm")
 
+TRAIN_RESULTS = "train_results.json"
+EVAL_RESULTS = "eval_results.json"
 BASELINES = ("unigram_entropy", "bigram_entropy")
 RESULTS_SHOWN = (
     "train_loss",
@@ -36,16 +38,23 @@ RESULTS_SHOWN = (
 
 
 def write_results(trainer, train_metrics: dict, eval_metrics: dict, data_report: dict):
-    """Write train_results.json, eval_results.json, all_results.json, the curves and report.md; log the main numbers."""
+    """
+    Write train_results.json, eval_results.json, all_results.json, the curves and report.md; log the main numbers.
+
+    Args:
+        train_metrics: empty when nothing was left to train: those of the earlier session then stay.
+        eval_metrics: empty without evaluation: earlier ones are deleted.
+    """
     folder = Path(trainer.args.output_dir)
     if train_metrics:
-        write_json(folder / "train_results.json", train_metrics)
+        write_json(folder / TRAIN_RESULTS, train_metrics)
+    elif (folder / TRAIN_RESULTS).is_file():
+        train_metrics = json.loads((folder / TRAIN_RESULTS).read_text())
     if eval_metrics:
-        write_json(folder / "eval_results.json", eval_metrics)
-    results = {}
-    for name in ("train_results.json", "eval_results.json"):
-        if (folder / name).is_file():
-            results |= json.loads((folder / name).read_text())
+        write_json(folder / EVAL_RESULTS, eval_metrics)
+    else:
+        (folder / EVAL_RESULTS).unlink(missing_ok=True)
+    results = train_metrics | eval_metrics
     results["global_step"] = trainer.state.global_step
     write_json(folder / "all_results.json", results | {"data": data_report})
     baselines = {name: eval_metrics[f"eval_{name}"] for name in BASELINES if f"eval_{name}" in eval_metrics}

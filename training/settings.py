@@ -17,6 +17,7 @@ from training.storage import check_writable
 logger = logging.getLogger("run_mlm")
 
 DATA_FOLDER = "data"
+MIN_RUN_LENGTH = 50  # bp
 GPU_BACKENDS = ("flash_attention_2", "alibi_triton")
 # Settings on which the trained weights depend.
 RESULT_SETTINGS = set(
@@ -77,17 +78,18 @@ class DataArguments:
         default=False,
         metadata={
             "help": "read Parquet files while training instead of tokenising them first; each process reads its own "
-            "part. A row is one sequence; of one that is longer than --max_seq_length another piece is cut every epoch"
+            "part. A row is one sequence, of which the longest run of A, C, G and T is used, however short; of one "
+            "that is longer than --max_seq_length another piece is cut every epoch"
         },
     )
     max_seq_length: int = field(
         default=128, metadata={"help": "tokens per window, [CLS] and [SEP] included; any length (ALiBi has no limit)"}
     )
     min_run_length: int = field(
-        default=50,
+        default=MIN_RUN_LENGTH,
         metadata={
             "help": "shortest run in bp to use. A run is a stretch of A, C, G and T without a break; N, any other "
-            "ambiguous base, and the end of a sequence end it. Shorter runs are dropped"
+            "ambiguous base, and the end of a sequence end it. Shorter runs are dropped. Not with --streaming"
         },
     )
     sequence_order: str = field(
@@ -190,6 +192,11 @@ def _check_streaming(data_args: DataArguments, args: PretrainingArguments):
         raise SettingsError(
             "--streaming holds nothing out of the training files: give --validation_file, or "
             "--validation_split_percentage 0 for no evaluation"
+        )
+    if data_args.min_run_length != MIN_RUN_LENGTH:
+        raise SettingsError(
+            "--streaming takes the longest run of every row, however short: leave out --min_run_length, and drop short "
+            "sequences when the files are built"
         )
     if data_args.sequence_order == "length" or args.global_batch_tokens or data_args.max_train_samples:
         raise SettingsError(

@@ -30,6 +30,8 @@ class StepGuard(TrainerCallback):
     """
     Looks at every optimiser step just before it changes the weights.
 
+    Gradients are left out in fp16, whose scaler skips bad ones, and under DeepSpeed, which keeps them to itself.
+
     Args:
         trainer: whose `reduce` over processes and output folder are used.
         max_loss_jump: nats above the mean of the last steps at which training stops; 0 for no limit.
@@ -54,7 +56,8 @@ class StepGuard(TrainerCallback):
         self.loss.zero_()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        gradient = torch.zeros_like(self.loss) if args.fp16 else _sum_of_gradients(model).to(self.loss)
+        hidden = args.fp16 or self.trainer.is_deepspeed_enabled
+        gradient = torch.zeros_like(self.loss) if hidden else _sum_of_gradients(model).to(self.loss)
         numbers = torch.stack([self.loss, gradient, torch.full_like(self.loss, float(self.signalled))])
         loss, gradient, signalled = self.trainer.accelerator.reduce(numbers, reduction="mean").tolist()
         self.terminated = self.terminated or signalled > 0

@@ -9,6 +9,7 @@ What is notable:
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from tokenization.alphabet import acgt_runs, normalize
 from training.sources import SequenceFileError
 
+logger = logging.getLogger(__name__)
+
 MOST_LANES = 16
 
 
@@ -30,8 +33,8 @@ def lanes_of(global_batch_size: int) -> int:
 
 class ParquetStore:
     """
-    Token ids of the rows of Parquet files, by index: of each row its longest run of A, C, G and T, special tokens left
-    out.
+    Token ids of the rows of Parquet files, by index: of each row its longest run of A, C, G and T, however short it is,
+    special tokens left out. The place of a row without a base is taken by another one of its row group.
 
     Args:
         files: their rows are numbered one file after the other.
@@ -39,7 +42,8 @@ class ParquetStore:
         kept: row groups kept in memory, encoded.
 
     Raises:
-        SequenceFileError: a file that cannot be read, has no such column, or no rows; a row without a base.
+        SequenceFileError: a file that cannot be read, has no such column, or no rows; a row that is no DNA; a row group
+            without a base.
     """
 
     def __init__(self, files: list[str], column: str, tokenizer: PreTrainedTokenizerBase, kept: int):
@@ -105,6 +109,14 @@ class ParquetStore:
         sequences = [
             self._longest_run(value, f"{path}, row group {group}, row {i + 1}") for i, value in enumerate(column)
         ]
+        found = [sequence for sequence in sequences if sequence]
+        if not found:
+            raise SequenceFileError(f"{path}, row group {group}: no A, C, G or T in any row")
+        if len(found) < len(sequences):  # a function of the file: every process finds the same
+            empty = len(sequences) - len(found)
+            message = "%s, row group %d: %d rows hold no A, C, G or T; other rows of the group take their place"
+            logger.warning(message, path, group, empty)
+            sequences = [sequence or found[i % len(found)] for i, sequence in enumerate(sequences)]
         token_ids, offsets = self._encoder.encode_batch(sequences)
         return token_ids, offsets, sum(map(len, sequences))
 
@@ -117,10 +129,7 @@ class ParquetStore:
             letters = normalize(letters)
         except ValueError as error:
             raise SequenceFileError(f"{place}: {error}") from None
-        runs = acgt_runs(letters)
-        if not runs:
-            raise SequenceFileError(f"{place}: no A, C, G or T")
-        start, end = max(runs, key=lambda run: run[1] - run[0])
+        start, end = max(acgt_runs(letters), key=lambda run: run[1] - run[0], default=(0, 0))
         return letters[start:end]
 
 

@@ -74,6 +74,27 @@ def test_top_two_counts_of_dnagrinder_are_printed_but_for_one():
     assert different == {"DNABERT-2"} and counted["DNABERT-2"] == (7, 8)
 
 
+@pytest.mark.parametrize(
+    "model, mean",
+    [
+        ("HyenaDNA (1K)", 61.94),
+        ("DNABERT-2", 73.79),
+        ("NT-500M-1000g", 67.41),
+        ("NT-2500M-multi", 70.53),
+        ("NT-50M-multi-v2", 70.57),
+        ("dnaGrinder", 75.28),
+    ],
+)
+def test_averages_of_dnagrinders_rows_are_those_of_the_page(model, mean):
+    scores = published_scores("dnaGrinder paper")[model]
+    found = statistics.mean(scores[task] for task in [*GUE, "enhancers", "enhancers_types"])
+    assert found == pytest.approx(mean, abs=0.005)
+    (printed,) = (row for row in read_table("published_summaries.csv")
+                  if row["source"] == "dnaGrinder paper" and row["model"] == model)  # fmt: skip
+    page = (ROOT / "docs/gue.md").read_text(encoding="utf-8")
+    assert f"| dnaGrinder, table 2, average of {model} | {printed['average']} | {mean}" in page
+
+
 def test_published_scores_equal_the_reference(shared_data):
     with open(shared_data("facts/published_scores.csv"), newline="") as file:
         facts = [(row["source"], row["model"], row["dataset"], row["score_x100"]) for row in csv.DictReader(file)]
@@ -125,6 +146,15 @@ def test_report_shows_measured_beside_published_and_names_the_rest(results, tmp_
     }
 
 
+def test_published_model_of_the_same_name_stands_beside_the_measured_one(results, tmp_path):
+    main([str(results(row("DNABERT-2"), row("DNABERT-2", task="tf/1"))), "--output_dir", str(tmp_path)])
+    report = (tmp_path / "report.md").read_text()
+    assert "| task | metric | DNABERT-2 | DNABERT (3-mer) |" in report
+    assert report.count(" | DNABERT-2 (published) | ") == 2  # heads of both papers' tables
+    assert "| tf/0 | MCC | 50.00 |" in report and " | **71.99** | " in report
+    assert "| DNABERT-2 | measured | - | - |" in report and "| DNABERT-2 (published) | as published | 117 M |" in report
+
+
 def test_learning_rate_is_named(results, tmp_path):
     main([str(results(row(rate="0.0003"))), "--output_dir", str(tmp_path)])
     assert "1 tasks, seeds 0, learning rate 0.0003" in (tmp_path / "report.md").read_text()
@@ -134,6 +164,21 @@ def test_collapsed_runs_are_named(results, tmp_path):
     path = results(row(collapsed="the same answer for every sequence", mcc=0.0), row(seed=1), row(seed=2))
     main([str(path), "--output_dir", str(tmp_path)])
     assert "collapsed to one answer: tf/0 (1 of 3)" in (tmp_path / "report.md").read_text()
+
+
+def test_every_origin_of_the_data_is_named(results, tmp_path):
+    path = results(
+        row(data="published"),
+        row(seed=1, data="other"),
+        row(task="tf/1", data="unknown"),
+        row(task="tf/2", data="published"),
+    )
+    main([str(path), "--output_dir", str(tmp_path)])
+    line = "; not the published files: tf/0; no hash of the published files known: tf/1\n"
+    assert line in (tmp_path / "report.md").read_text()
+    with open(tmp_path / "scores.csv", newline="") as file:
+        data = {row["task"]: row["data"] for row in csv.DictReader(file) if row["source"] == "measured"}
+    assert data == {"tf/0": "other published", "tf/1": "unknown", "tf/2": "published"}
 
 
 def test_scores_csv_holds_measured_and_published(results, tmp_path):
@@ -189,6 +234,13 @@ def test_unusable_results_file_is_named(tmp_path, capsys, content, message):
     with pytest.raises(SystemExit):
         main([str(path), "--output_dir", str(tmp_path)])
     assert message in capsys.readouterr().err
+
+
+def test_columns_that_a_results_file_lacks_are_empty(tmp_path):
+    (tmp_path / "r.csv").write_text("name,task,seed,learning_rate,test_mcc\nmine,tf/0,0,3e-05,0.5\n")
+    assert main([str(tmp_path / "r.csv"), "--output_dir", str(tmp_path)]) == 0
+    report = (tmp_path / "report.md").read_text()
+    assert "| tf/0 | MCC | 50.00 |" in report and "no hash of the published files known: tf/0" in report
 
 
 def test_files_that_differ_about_a_run_are_refused(results, tmp_path, capsys):

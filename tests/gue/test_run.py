@@ -1,6 +1,8 @@
 """The grid: complete, resumable after a kill, shared by several runners, and honest about what failed."""
 
+import dataclasses
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gue.results import read_results
-from gue.run import main
+from gue.results import locked, read_results
+from gue.run import data_origin, main
+from gue.tasks import SPLITS, KnownSplit, find_task
 from modeling import StrandBertConfig
 from tests.gue.conftest import random_rows, write_split
 
@@ -43,6 +46,20 @@ def test_grid_has_one_row_per_task_learning_rate_and_seed(flags, tmp_path):
         (task, rate, seed) for task in ("tf/0", "mouse/2") for rate in ("1e-05", "3e-05") for seed in "012"
     }
     assert {row["data"] for row in rows} == {"other"}  # random rows are not the published files
+
+
+def test_data_are_published_other_or_unknown(data_dir):
+    task = find_task("tf/0")
+    known = {split: hashlib.sha256(task.file(data_dir, split).read_bytes()).hexdigest() for split in SPLITS}
+
+    def origin(**changes):
+        splits = tuple(KnownSplit(split, 12, sha256, "here") for split, sha256 in (known | changes).items())
+        return data_origin(dataclasses.replace(task, splits=splits), data_dir)
+
+    assert origin() == "published"
+    assert origin(train="") == "unknown"
+    assert origin(train="0" * 64) == "other"
+    assert origin(train="", test="0" * 64) == "other"
 
 
 def test_same_command_again_runs_nothing(flags, tmp_path):
@@ -89,6 +106,33 @@ def test_two_runners_share_a_grid_and_lose_no_row(flags, tmp_path):
     assert len((tmp_path / "count").read_text().splitlines()) == 6
 
 
+def without_locks(number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_file_system_without_locks_keeps_nobody_waiting(tmp_path, monkeypatch, number, wait):
+    monkeypatch.setattr("fcntl.flock", without_locks(number))
+    with pytest.warns(UserWarning, match="no locks: start one runner at a time"):
+        with locked(tmp_path / "lock", wait) as lock:
+            assert lock is not None
+
+
+def test_a_lock_that_fails_otherwise_is_not_taken_for_one_that_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", without_locks(errno.EBADF))
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)), locked(tmp_path / "lock", wait=False):
+        pass
+
+
+def test_a_lock_that_is_held_is_not_given(tmp_path):
+    with locked(tmp_path / "lock"), locked(tmp_path / "lock", wait=False) as lock:
+        assert lock is None
+
+
 def test_failed_run_is_named_and_tried_again(flags, tmp_path, capsys):
     (tmp_path / "fail").write_text("tf/0 1")
     flags += ["--output_dir", str(tmp_path / "out"), "--", "--fail", str(tmp_path / "fail")]
@@ -121,7 +165,7 @@ def test_models_are_deleted_unless_kept(flags, tmp_path):
     main([*flags, "--output_dir", str(tmp_path / "kept"), "--keep_models"])
     left = {path.name for path in (tmp_path / "out/tf-0/lr-3e-05_seed-0").iterdir()}
     kept = {path.name for path in (tmp_path / "kept/tf-0/lr-3e-05_seed-0").iterdir()}
-    assert left == {"all_results.json", "log.txt", "settings.json"}
+    assert left == {"all_results.json", "log.txt"}
     assert kept - left == {"model.safetensors", "checkpoint-1"}
 
 
@@ -136,11 +180,22 @@ def test_one_name_cannot_stand_for_two_settings(flags, tmp_path, capsys):
 def test_folder_begun_with_other_data_is_not_continued(flags, tmp_path, data_dir):
     output = ["--output_dir", str(tmp_path / "out")]
     main([*flags, *output])
-    (tmp_path / "out/results.csv").unlink()
     os.rename(data_dir, tmp_path / "moved")
     flags[flags.index(str(data_dir))] = str(tmp_path / "moved")
-    with pytest.raises(SystemExit, match="was begun with data_dir"):
-        main([*flags, *output])
+    with pytest.raises(SystemExit, match="out was begun with data_dir"):
+        main([*flags, *output, "--seeds", "7"])  # not even with runs of its own
+    assert len(table(tmp_path / "out/results.csv")) == 6
+
+
+def test_folder_begun_with_a_recipe_that_has_changed_is_not_continued(flags, tmp_path, stand_in):
+    stand_in.write_text(stand_in.read_text().replace('"count"', '"count", "recipe"'))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("num_train_epochs: 3\n")
+    flags += ["--output_dir", str(tmp_path / "out"), "--", "--recipe", str(recipe)]
+    assert main(flags) == 0 and main(flags) == 0
+    recipe.write_text("num_train_epochs: 4\n")
+    with pytest.raises(SystemExit, match="recipe --num_train_epochs=3, now it is --num_train_epochs=4; give"):
+        main(flags)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +245,13 @@ def test_what_the_grid_sets_is_refused_among_the_settings(flags, tmp_path, capsy
     assert f"the grid sets it; use {instead}" in capsys.readouterr().err
 
 
-def test_changed_weights_are_not_filed_under_the_old_name(flags, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin", "adapter_model.safetensors"],
+)
+def test_changed_weights_are_not_filed_under_the_old_name(flags, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr("gue.run.count_flops", lambda *_: None)
-    weights = tmp_path / "model" / "model.safetensors"
+    weights = tmp_path / "model" / name
     weights.parent.mkdir()
     weights.write_bytes(b"old")
     flags[flags.index("kmer-logistic")] = str(weights.parent)

@@ -11,8 +11,7 @@ from hub_configs import card as module
 from hub_configs.card import CardError, card, gue_table, main, read_models, speed_table
 
 from ..conftest import ROOT
-
-MODELS = read_models()
+from .test_models import MODELS
 
 
 def test_the_cards_in_the_checkout_are_what_their_sources_give(capsys):
@@ -26,12 +25,28 @@ def test_a_card_that_someone_edited_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "gue").symlink_to(ROOT / "gue")
     monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "read_models", lambda: MODELS)
     assert main([]) == 0 and main(["--check"]) == 0
     edited = tmp_path / "hub_configs" / "strandbert-tiny" / "README.md"
     edited.write_text(edited.read_text().replace("5,065,984", "7,000,000"))
     assert main(["--check"]) == 1
     assert "hub_configs/strandbert-tiny/README.md; run `python -m hub_configs.card`" in capsys.readouterr().err
     assert main([]) == 0 and "5,065,984" in edited.read_text()
+
+
+def test_the_readme_of_a_model_elsewhere_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text((ROOT / MODELS["strandbert-tiny"]["config"]).read_text())
+    (tmp_path / "README.md").write_text("my notes")
+    row = {**MODELS["strandbert-tiny"], "config": str(tmp_path / "config.json")}
+    monkeypatch.setattr(module, "read_models", lambda: {"mine": row})
+    assert main([]) == 0 and main(["--check"]) == 0
+    assert (tmp_path / "README.md").read_text() == "my notes"
+
+
+def test_a_config_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    assert main([]) == 1
+    assert "config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from hub_configs.card import CardError
 from hub_configs.checkpoint import ConversionError, read_weights
 from hub_configs.convert import checked_weights, convert, converted_config, main, model_class_of
 from modeling import (
@@ -82,6 +83,17 @@ def test_tokenizer_gives_the_ids_of_the_original(masked_lm):
     _, output = masked_lm
     sequence = "ACGTTGCATTACGGATNNAC"
     assert AutoTokenizer.from_pretrained(output)(sequence)["input_ids"] == original_tokenizer().encode(sequence).ids
+
+
+def test_truncation_and_padding_left_in_the_tokenizer_are_not_carried_over(tmp_path):
+    source = write_checkpoint(tmp_path / "a", original_weights("mlm"))
+    tokenizer = original_tokenizer()
+    tokenizer.enable_truncation(20)
+    tokenizer.enable_padding(pad_id=3, pad_token="[PAD]", length=20)
+    tokenizer.save(str(source / "tokenizer.json"))
+    convert(source, tmp_path / "b")
+    content = json.loads((tmp_path / "b" / "tokenizer.json").read_text())
+    assert content["truncation"] is None and content["padding"] is None
 
 
 def test_a_fine_tune_keeps_label_names_and_problem_type(classifier):
@@ -344,6 +356,16 @@ def test_a_tokenizer_with_other_special_ids_raises(tmp_path):
         token["id"] = {3: 0, 0: 3}.get(token["id"], token["id"])
     (source / "tokenizer.json").write_text(json.dumps(content))
     assert "[UNK] must have id 0" in failure(source, tmp_path / "b")
+
+
+def test_a_damaged_models_toml_is_named(masked_lm, tmp_path, monkeypatch, capsys):
+    def damaged():
+        raise CardError("models.toml: [mine] lacks title")
+
+    monkeypatch.setattr("hub_configs.convert.read_models", damaged)
+    assert main([str(masked_lm[0]), str(tmp_path / "b")]) == 1
+    assert "not converted: models.toml: [mine] lacks title" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 # ---- the output folder

@@ -51,6 +51,11 @@ def test_an_old_revision_can_be_named(release):
         fetch(api, revision="v9")
 
 
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    with pytest.raises(ConversionError, match="--revision v9 is for a Hub name"):
+        local_folder(tmp_path, revision="v9")
+
+
 def test_a_branch_that_moves_meanwhile_gives_the_files_that_were_listed(release, local_hub):
     folder, api = release
     repository = local_hub.repositories["genomes/DNABERT-2-117M"]

@@ -49,6 +49,18 @@ def test_overwriting_replaces_everything(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "model.safetensors"]
 
 
+def test_overwriting_a_link_replaces_the_folder_it_points_to(tmp_path):
+    place = tmp_path / "disk" / "out"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("old")
+    (tmp_path / "link").symlink_to(place)
+    with new_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / "model.safetensors").write_text("new")
+    assert [path.name for path in place.iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "link").is_symlink() and [path.name for path in place.parent.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+
+
 def test_an_error_leaves_nothing_behind(tmp_path):
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out") as folder:
         (folder / "config.json").write_text("{}")

@@ -23,7 +23,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MODELS = tomllib.loads((ROOT / "hub_configs" / "models.toml").read_text())
+TABLES = tomllib.loads((ROOT / "hub_configs" / "models.toml").read_text())  # a group may have added its own
+MODELS = {name: TABLES[name] for name in ("dnabert2-117m", "dnagrinder-64m", "strandbert-tiny")}
 FIELDS = {"title", "config", "architecture", "parameters", "tokenizer", "papers", "licence", "weights"}
 
 
@@ -42,9 +43,9 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_every_config_folder_has_a_row_and_every_row_a_folder():
+def test_every_config_folder_has_a_row_and_every_row_of_ours_a_folder():
     folders = {path.parent.name for path in (ROOT / "hub_configs").glob("*/config.json")}
-    assert folders == set(MODELS) == {"dnabert2-117m", "dnagrinder-64m", "strandbert-tiny"}
+    assert set(MODELS) <= folders <= set(TABLES)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from importlib.metadata import PackageNotFoundError
 from itertools import count
 
 import pytest
@@ -195,10 +197,10 @@ def test_a_small_model_is_not_published_as_a_large_one(copy, tmp_path):
     assert "hidden_size is 48, not 768; num_hidden_layers is 3, not 12" in message
 
 
-def test_a_label_that_is_a_path_is_refused(copy, tmp_path, no_load):
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "data_dir": "/home/anna/patients"}))
-    message = refused(PublishError, copy, "strandbert-tiny", tmp_path / "out")
+def test_a_label_that_is_a_path_is_refused(tmp_path, no_load):
+    labels = {"id2label": {0: "enhancer", 1: "/home/anna/patients"}}
+    source = trained(tmp_path / "tuned", StrandBertForSequenceClassification, **labels)
+    message = refused(PublishError, source, "strandbert-tiny", tmp_path / "out")
     assert "config.json holds a path of this machine, /home/anna/patients" in message
 
 
@@ -263,21 +265,32 @@ def test_weights_that_are_not_numbers_are_refused(copy, tmp_path):
     assert "not finite" in refused(ConversionError, copy, "strandbert-tiny", tmp_path / "out")
 
 
-def test_a_folder_whose_outputs_are_a_little_off_is_refused(copy, tmp_path, monkeypatch):
+def loads_with(monkeypatch, error=0.0, tokens=None):
+    """A fresh interpreter would give the reference's outputs, off by a share of the largest, and its first `tokens`."""
     report = {"code": {}, "parameters": 0, "model_class": "", "auto_class": ""}
     report |= dict.fromkeys(("python", "torch", "transformers", "tokenizers"), "")
 
     def load(folder, reference, as_repository):
-        outputs = {
-            n: t + 2e-5 * max(1, t.abs().max())
-            for n, t in load_file(reference).items()
-            if n in ("last_hidden_state", "logits")
-        }
-        return report, {f"{name}.{backend}": t for name, t in outputs.items() for backend in ("default", "eager")}
+        stored = load_file(reference)
+        rows = zip(stored["input_ids"], stored["attention_mask"], strict=True)
+        ids = [row[mask.bool()].tolist()[:tokens] for row, mask in rows]
+        outputs = {n: t + error * max(1, t.abs().max()) for n, t in stored.items() if t.is_floating_point()}
+        tensors = {f"{name}.{backend}": t for name, t in outputs.items() for backend in ("default", "eager")}
+        return {**report, "input_ids": ids}, tensors
 
     monkeypatch.setattr(module, "load_in_fresh_interpreter", load)
+
+
+def test_a_folder_whose_outputs_are_a_little_off_is_refused(copy, tmp_path, monkeypatch):
+    loads_with(monkeypatch, error=2e-5)
     message = refused(VerificationError, copy, "strandbert-tiny", tmp_path / "out")
     assert "compared with the model in copy" in message and "DIFFERS" in message
+
+
+def test_a_folder_whose_tokenizer_gives_other_ids_is_refused(copy, tmp_path, monkeypatch):
+    loads_with(monkeypatch, tokens=20)
+    message = refused(VerificationError, copy, "strandbert-tiny", tmp_path / "out")
+    assert "the tokenizer gives other ids than the reference" in message
 
 
 def test_the_source_is_never_replaced(published):
@@ -362,11 +375,35 @@ def test_two_models_of_one_name_in_a_space_are_refused(tmp_path):
         make_space(tmp_path / "out", "tiny", tmp_path / "x", [tmp_path / "a" / "final", tmp_path / "b" / "final"])
 
 
+def test_a_space_without_gradio_says_how_to_install_it(tmp_path, monkeypatch):
+    def absent(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("hub_configs.space.version", absent)
+    with pytest.raises(SpaceError, match=re.escape("pip install '.[space]'")):
+        make_space(tmp_path / "out", "tiny", tmp_path / "model")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_push_nothing_is_uploaded_and_it_says_so(copy, tmp_path, no_load, monkeypatch, capsys):
     monkeypatch.setattr(module, "upload", lambda *a: pytest.fail("uploaded"))
     arguments = ["--model", str(copy), "--name", "strandbert-tiny", "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert "nothing was uploaded; add --push ORG/NAME" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["--classifier", "promoters"], "--classifier belongs to --space"),
+        (["--update"], "--update belongs to --push"),
+        (["--private"], "--private belongs to --push"),
+    ],
+)
+def test_flags_without_the_one_they_belong_to_are_refused(tmp_path, capsys, flags, word):
+    with pytest.raises(SystemExit):
+        main(["--model", str(tmp_path), "--name", "strandbert-tiny", "--output", str(tmp_path / "out"), *flags])
+    assert word in capsys.readouterr().err
 
 
 def test_errors_are_one_line_for_the_user(tmp_path, capsys):

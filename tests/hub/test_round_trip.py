@@ -15,12 +15,13 @@ from modeling import StrandBertConfig, StrandBertForMaskedLM
 from modeling.configuration_strandbert import AUTO_MAP
 
 from ..conftest import ROOT
+from ..modeling.triton_process import OVERLAY
 from .conftest import SIZES, original_tokenizer
 from .local_hub import LocalHub
 
 SHIPPED = ROOT / "hub_configs" / "strandbert-tiny"
 CLIENT = Path(__file__).with_name("hub_client.py")
-OLDEST = ROOT / ".matrix" / "transformers-4.57"
+OLDEST = Path(sys.prefix) / "matrix" / "transformers-4.57"
 PUBLISH = """
 import json, sys
 from hub_configs import publish
@@ -65,12 +66,18 @@ def run(command, hub, scratch, overlay=None, cwd=None):
     return process.stdout
 
 
+def test_make_puts_the_overlays_where_the_tests_look_for_them():
+    command = ["make", "--dry-run", "test-matrix", f"VENV={sys.prefix}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"run_matrix --oldest {OLDEST} --triton {OVERLAY}" in run.stdout, run.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["newest", "4.57"])
 def test_publish_load_fine_tune_push_again_load_the_old_revision(model_folder, small_models, tmp_path, version):
     overlay = None if version == "newest" else OLDEST
     if overlay and not (overlay / "transformers").is_dir():
-        pytest.skip("transformers 4.57 is not beside the checkout; `make test-matrix` puts it into .matrix/")
+        pytest.skip(f"transformers 4.57 is not in {OLDEST}; `make test-matrix` puts it there")
     with LocalHub({"hf_write": "tester"}, part_size=1 << 20) as hub:
         random = ["-c", PUBLISH, json.dumps(small_models)]  # of the sizes in these tables
         program = ["-m", "hub_configs.publish"] if model_folder == SHIPPED else random

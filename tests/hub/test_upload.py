@@ -59,7 +59,7 @@ def test_a_folder_becomes_one_commit_with_a_tag(hub, folder):
 def test_an_existing_repository_is_left_alone_without_update(hub, folder):
     upload(folder, NAME, "v1.0.0", api(hub))
     before = everything(hub)
-    with pytest.raises(PublishError, match="exists and holds 5 files; pass --update"):
+    with pytest.raises(PublishError, match="exists and holds 5 files; pass --overwrite --update"):
         upload(folder, NAME, "v1.1.0", api(hub))
     assert everything(hub) == before
 
@@ -77,7 +77,7 @@ def test_update_makes_it_hold_exactly_the_folder_and_keeps_the_old_revision(hub,
 def test_a_tag_that_exists_is_refused_before_anything_is_sent(hub, folder):
     upload(folder, NAME, "v1.0.0", api(hub))
     before, sent = everything(hub), len(hub.requests)
-    with pytest.raises(PublishError, match="already has the tag v1.0.0; raise `version`"):
+    with pytest.raises(PublishError, match="already has the tag v1.0.0; raise `version` .* --overwrite --update"):
         upload(folder, NAME, "v1.0.0", api(hub), update=True)
     assert everything(hub) == before
     assert not [request for request in hub.requests[sent:] if not request.startswith("GET")]
@@ -107,7 +107,7 @@ def test_a_commit_made_meanwhile_is_not_overwritten(hub, folder):
 
     hub.before = someone_else
     (folder / "config.json").write_text('{"new": 1}')
-    with pytest.raises(PublishError, match="someone else has changed it meanwhile"):
+    with pytest.raises(PublishError, match="someone else has changed it meanwhile.* --overwrite --update"):
         upload(folder, NAME, "v1.1.0", api(hub), update=True)
     head = hub.repositories[NAME].at("main")
     assert head.title == "a colleague's" and "notes.txt" in head.files and "v1.1.0" not in hub.repositories[NAME].tags
@@ -150,7 +150,7 @@ def test_a_card_that_someone_wrote_into_a_space_is_not_replaced(hub, folder):
     api(hub).create_repo(NAME, repo_type="space", space_sdk="gradio")
     mine = b"---\nlicense: mit\n---\n# mine\n"
     api(hub).upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id=NAME, repo_type="space")
-    with pytest.raises(PublishError, match="exists and holds 2 files; pass --update"):
+    with pytest.raises(PublishError, match="exists and holds 2 files; pass --overwrite --update"):
         upload(folder, NAME, "v1.0.0", api(hub), kind="space")
     assert hub.repositories[NAME].at("main").files["README.md"].content == mine
 

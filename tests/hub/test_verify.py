@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from hub_configs.convert import convert
 from hub_configs.convert import main as convert_tool
@@ -69,6 +70,14 @@ def test_another_tokenizer_fails(folder, capsys):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert verify_tool([str(folder)]) == 1
     assert "tokenizer gives other ids" in capsys.readouterr().err
+
+
+def test_truncation_and_padding_left_in_a_tokenizer_do_not_change_the_reference(folder, capsys):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(20)
+    tokenizer.enable_padding(pad_id=3, pad_token="[PAD]", length=20)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert verify_tool([str(folder), "--write-reference"]) == 0, capsys.readouterr().err
 
 
 def test_a_folder_without_reference_says_how_to_make_one(folder, capsys):

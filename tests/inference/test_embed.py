@@ -107,6 +107,15 @@ def test_interrupted_at_half_and_resumed_equals_uninterrupted(fasta, model_folde
     assert not fasta.with_name(output + ".parts").exists()
 
 
+def test_an_interrupted_job_goes_on_with_smaller_batches(fasta, model_folder, monkeypatch):
+    whole = vectors(pyarrow.parquet.read_table(command(fasta, model_folder, "whole.parquet")))
+    interrupt_the_third_pass(monkeypatch)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        command(fasta, model_folder, "out.parquet")
+    resumed = command(fasta, model_folder, "out.parquet", "--batch-tokens", "64")
+    assert np.abs(vectors(pyarrow.parquet.read_table(resumed)) - whole).max() < 1e-5
+
+
 @pytest.mark.parametrize(
     "file, change", [("config.json", {"glu_activation": "silu"}), ("tokenizer.json", {"normalizer": None})]
 )
@@ -209,14 +218,17 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(fasta, tmp_path):
         command(fasta, folder, "out.parquet")
 
 
-def test_a_tokenizer_whose_tokens_are_not_end_to_end_has_no_rows_of_nucleotides(fasta, model_folder):
+@pytest.mark.parametrize("resolution", ["nucleotide", "token"])
+def test_a_tokenizer_whose_tokens_are_not_end_to_end_has_no_rows_with_positions(fasta, model_folder, resolution):
     folder = shutil.copytree(model_folder, fasta.with_name("model"))
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["fuse_unk"] = True  # letters N in a row become one token
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    message = "--resolution nucleotide: line 13, record 's6': the tokens hold 1 bases, the sequence 20: .* end to end"
+    message = (
+        f"--resolution {resolution}: line 13, record 's6': the tokens hold 1 bases, the sequence 20: .* end to end"
+    )
     with pytest.raises(SystemExit, match=message) as error:
-        command(fasta, folder, "out.npy", "--resolution", "nucleotide")
+        command(fasta, folder, "out.parquet", "--resolution", resolution)
     assert "\n" not in str(error.value)
 
 

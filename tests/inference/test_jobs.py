@@ -133,7 +133,7 @@ def test_before_anything_was_finished_settings_may_change(tmp_path):
     assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
 
 
-def test_no_file_is_overwritten_but_that_of_an_interrupted_job(tmp_path):
+def test_no_file_is_overwritten_unless_told(tmp_path):
     output, figure = tmp_path / "x.csv", tmp_path / "x.png"
     jobs.check_files(output, [figure], [tmp_path / "in.fa", None], overwrite=False)
     figure.touch()
@@ -142,8 +142,29 @@ def test_no_file_is_overwritten_but_that_of_an_interrupted_job(tmp_path):
     jobs.check_files(output, [figure], [], overwrite=True)
     with pytest.raises(JobError, match="is the input itself"):
         jobs.check_files(output, [figure], [figure], overwrite=True)
-    (tmp_path / "x.csv.parts").mkdir()
-    jobs.check_files(output, [figure], [], overwrite=False)
+    (tmp_path / "x.csv.parts").mkdir()  # says nothing about the figure
+    with pytest.raises(JobError, match="x.png already exists"):
+        jobs.check_files(output, [figure], [], overwrite=False)
+
+
+def test_an_interrupted_job_overwrites_only_what_it_was_to_write(tmp_path):
+    output, ours, other = (tmp_path / name for name in ("x.csv", "x.png", "y.png"))
+
+    def write_also(tables):
+        ours.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(output, write_also=write_also, also=[ours])
+    jobs.check_files(output, [ours], [], overwrite=False)
+    other.write_text("of somebody else")
+    with pytest.raises(JobError, match="y.png already exists"):
+        jobs.check_files(output, [ours, other], [], overwrite=False)
+    resumed = Lengths()
+    start(output, resumed, also=[ours])
+    assert resumed.blocks == [] and output.exists()
+    with pytest.raises(JobError, match="x.csv already exists"):
+        jobs.check_files(output, [], [], overwrite=False)
 
 
 def test_an_existing_output_is_kept_unless_overwritten(tmp_path):

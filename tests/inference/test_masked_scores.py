@@ -1,5 +1,8 @@
 """Probabilities of tokens and bases: each is what its definition says, and fill-mask works."""
 
+import json
+import shutil
+
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -9,7 +12,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 from inference.loading import SequenceEncoder, load_masked_lm
 from inference.masked_scores import BaseProbabilities, main, pseudo_log_likelihood
 from inference.reading import reverse_complement
-from modeling import StrandBertForMaskedLM
+from modeling import StrandBertForMaskedLM, memory
+from training.classification_model import ModelError
 
 from .conftest import random_sequences, save_model
 
@@ -82,6 +86,12 @@ def test_batches_change_no_probability(model, encoder):
         np.testing.assert_allclose(one, many, atol=1e-5)
 
 
+def test_too_little_memory_for_one_sequence_names_no_option_that_is_not_there(model, encoder, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    with pytest.raises(MemoryError, match="would fit; cut it into pieces, or lower the flank$"):
+        BaseProbabilities(model, encoder, batch_tokens=1)(SEQUENCE)
+
+
 def test_base_under_n_is_predicted_as_a_token_of_one_letter(model, encoder):
     sequence = SEQUENCE[:20] + b"N" + SEQUENCE[21:]
     rest, context = BaseProbabilities(model, encoder)(sequence)
@@ -90,6 +100,17 @@ def test_base_under_n_is_predicted_as_a_token_of_one_letter(model, encoder):
     assert start == 20
     np.testing.assert_allclose(rest[20], expected / expected.sum(), atol=1e-5)
     np.testing.assert_allclose(context[20], expected / expected.sum(), atol=1e-5)
+
+
+def test_tokenizer_that_makes_one_token_of_several_n_is_refused(folder, model, tmp_path):
+    fused = shutil.copytree(folder, tmp_path / "fused")
+    content = json.loads((fused / "tokenizer.json").read_text())
+    content["model"]["fuse_unk"] = True
+    (fused / "tokenizer.json").write_text(json.dumps(content))
+    compute = BaseProbabilities(model, SequenceEncoder(str(fused), model.config))
+    assert compute(SEQUENCE)[0].shape == (60, 4)
+    with pytest.raises(ModelError, match="the tokens hold 61 bases, the sequence 62: .* end to end"):
+        compute(SEQUENCE[:30] + b"NN" + SEQUENCE[30:])
 
 
 def test_pseudo_log_likelihood_masks_each_token_alone_and_skips_n(model, encoder):

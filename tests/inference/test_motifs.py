@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference.logo import information, of_sequence
-from inference.motifs import Motif, base_frequencies, find_motifs, write_meme
+from inference.motifs import Motif, _seqlets, base_frequencies, find_motifs, write_meme
 from inference.reading import reverse_complement
 
 from .planted import random_dna, with_motif
@@ -40,6 +40,17 @@ def test_noise_gives_no_motif_that_a_third_of_the_sequences_share():
     sequences = [random_dna(source, 100) for _ in range(60)]
     values = [np.array([source.gauss(0, 1) for _ in s]) for s in sequences]
     assert all(motif.sites < 20 for motif in find_motifs(sequences, values))
+
+
+def test_seqlets_are_peaks_not_their_shoulders_and_do_not_overlap():
+    sequence = random_dna(random.Random(2), 2000)
+
+    def triangle(middle, half):
+        return np.clip(1 - np.abs(np.arange(2000) - middle) / half, 0, None)
+
+    values = triangle(100, 40) + triangle(1500, 8) + 0.9 * triangle(1520, 8)
+    values[1000:1010] = 1
+    assert _seqlets([sequence], [values]) == [sequence[88:113], sequence[990:1015], sequence[1488:1513]]
 
 
 @pytest.mark.parametrize("sequences", [[], [b"ACGT"], [b"N" * 50] * 20])

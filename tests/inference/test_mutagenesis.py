@@ -62,6 +62,22 @@ def test_command_writes_table_and_figure(folder, tmp_path, matrix):
 
 
 @pytest.mark.parametrize(
+    "score, unused",
+    [("llr", ["_single", "_distances"]), ("pll", ["_chain", "_distances"]), ("distance", ["_chain", "_single"])],
+)
+def test_only_the_score_that_is_asked_for_is_computed(scorer, folder, tmp_path, monkeypatch, score, unused):
+    expected = mutagenesis(scorer, CONTIG, 40, 43, flank=20, score=score)
+    for name in unused:
+        monkeypatch.setattr(VariantScorer, name, lambda *_: pytest.fail("computed in vain"))
+    (tmp_path / "g.fa").write_bytes(b">1\n" + CONTIG + b"\n")
+    main(["1:41-43", "--genome", str(tmp_path / "g.fa"), "--model", str(folder), "--score", score, "--flank", "20",
+          "--output", str(tmp_path / "region.png"), "--cpu"])  # fmt: skip
+    lines = (tmp_path / "region.tsv").read_text().splitlines()[1:]
+    values = np.array([[float(value) for value in line.split("\t")[2:]] for line in lines])
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     "region, words",
     [
         ("1", "not understood"),

@@ -183,10 +183,16 @@ def test_too_little_memory_for_a_padded_batch_is_said_in_one_line(table, tmp_pat
     assert "\n" not in str(found.value)
 
 
-def test_too_little_memory_for_a_packed_batch_names_the_option(table, classifier_folder, monkeypatch):
+@pytest.mark.parametrize(
+    "options, advice",
+    [([], "lower --batch-bases"), (["--batch-bases", "1"], "cut it into pieces, or try --dtype bfloat16")],
+)
+def test_too_little_memory_for_packed_sequences_names_options_of_the_command(
+    table, classifier_folder, monkeypatch, options, advice
+):
     monkeypatch.setattr(memory, "free_memory", lambda device: 0)
-    with pytest.raises(SystemExit, match="does not fit into the memory of cpu: .*; lower --batch-bases"):
-        command(table, classifier_folder)
+    with pytest.raises(SystemExit, match=f"does not fit into the memory of cpu: .*; {advice}$"):
+        command(table, classifier_folder, *options)
 
 
 def test_other_failures_of_a_padded_batch_are_no_matter_of_memory(table, tmp_path, monkeypatch):
@@ -243,6 +249,36 @@ def test_a_classifier_without_the_weights_of_its_head_is_refused(table, classifi
     save_file(encoder, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SystemExit, match=r"lacks weights of its head, .*random: .*classifier\.bias"):
         command(table, folder)
+
+
+def test_what_ran_out_of_memory_goes_on_with_smaller_batches(table, classifier_folder, monkeypatch):
+    monkeypatch.setattr(jobs, "BLOCK_RECORDS", 3)
+    whole = scores(command(table, classifier_folder, output="whole.parquet"))
+    original, calls = predict.Predictor.logits, []
+
+    def logits(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError("lower --batch-bases")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(predict.Predictor, "logits", logits)
+    with pytest.raises(SystemExit, match="lower --batch-bases"):
+        command(table, classifier_folder)
+    assert np.abs(scores(command(table, classifier_folder, "--batch-bases", "1")) - whole).max() < 1e-5
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_outputs_that_are_not_finite_are_no_prediction(table, classifier_folder, tmp_path, value):
+    folder = shutil.copytree(classifier_folder, tmp_path / "overflowing")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][1] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    message = r"line 2, record 's0' \(and 5 more\): the outputs are not finite; use --dtype float32 or bfloat16"
+    with pytest.raises(SystemExit, match=message):
+        command(table, folder)
+    assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,21 @@ def test_bad_files_are_named_with_line_and_record(tmp_path, name, content, messa
 
 
 @pytest.mark.parametrize(
+    "option, names, kinds",
+    [
+        ("pair_column", ["x.fa", "x.fq.gz", "x.txt", "x.bed"], "CSV, TSV or Parquet"),
+        ("name_column", ["x.fa", "x.fq.gz", "x.txt", "x.bed"], "CSV, TSV or Parquet"),
+        ("genome", ["x.fa", "x.fq.gz", "x.txt", "x.csv", "x.parquet"], "BED"),
+    ],
+)
+def test_options_that_a_format_has_no_use_for_are_refused(tmp_path, option, names, kinds):
+    for name in names:
+        message = f"{name}: --{option.replace('_', '-')} is for {kinds} files; leave it out"
+        with pytest.raises(SequenceInputError, match=message):
+            read_records(tmp_path / name, **{option: "x"})
+
+
+@pytest.mark.parametrize(
     "line, message",
     [
         ("1\t0\t4", "no contig '1'; it has 'chr1'"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERLAY = ROOT / ".matrix" / "triton"  # written by `make test-matrix`
+OVERLAY = Path(sys.prefix) / "matrix" / "triton"  # written by `make test-matrix`
 
 
 def run_with_triton(*arguments, **environment) -> subprocess.CompletedProcess:
@@ -17,7 +17,7 @@ def run_with_triton(*arguments, **environment) -> subprocess.CompletedProcess:
     path = [os.environ.get("PYTHONPATH", "")]
     if importlib.util.find_spec("triton") is None:
         if not (OVERLAY / "triton").is_dir():
-            pytest.skip("triton is neither installed nor in .matrix/triton (make test-matrix puts it there)")
+            pytest.skip(f"triton is neither installed nor in {OVERLAY} (make test-matrix puts it there)")
         path.insert(0, str(OVERLAY))
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTEST_"))}
     variables |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1", **environment}

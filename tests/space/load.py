@@ -15,15 +15,17 @@ from pathlib import Path
 from gradio_client import Client
 
 from space.app import read_examples
+from space.inputs import place_of, read_sequence
 
 
 def questions(source: random.Random) -> list[tuple]:
     """(endpoint, arguments) of one round of a visitor, on real sequences."""
     examples = read_examples()
     one, other = source.sample(examples, 2)
+    first = place_of(read_sequence(one["fasta"], len(one["sequence"])))[1]
     return [
         ("/tokens", one["fasta"]),
-        ("/fill_mask", one["fasta"], source.randrange(1, len(one["sequence"]))),
+        ("/fill_mask", one["fasta"], first + source.randrange(len(one["sequence"]))),
         ("/similarity", one["fasta"], other["fasta"]),
         ("/variant", one["fasta"], one["variant"]),
         ("/embed", one["fasta"] + other["fasta"]),

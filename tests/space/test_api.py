@@ -84,6 +84,12 @@ def test_fill_mask_gives_the_logits_of_the_model_at_the_mask(client, small):
     assert close([row["probability"] for row in found["predictions"]], expected.values)
 
 
+def test_fill_mask_counts_positions_as_the_name_says(client):
+    named = client.predict(f">chr7:5001-5090\n{SEQUENCES[0]}\n", 5040, api_name="/fill_mask")
+    plain = client.predict(SEQUENCES[0], 40, api_name="/fill_mask")
+    assert [named[key] for key in ("token", "start", "end")] == [plain[key] for key in ("token", "start", "end")]
+
+
 def test_base_probabilities_are_those_of_the_command(client, small):
     found = client.predict(SEQUENCES[2], api_name="/base_probabilities")
     rest, context = BaseProbabilities(small.model, small.encoder)(SEQUENCES[2].encode())
@@ -117,6 +123,11 @@ def test_similarity_is_the_cosine_of_embed(client, small):
     one, other, back = small.model.embed([SEQUENCES[0], SEQUENCES[1], other_strand(SEQUENCES[1])])
     assert close(found["similarity"], cosine(one, other))
     assert close(found["similarity_other_strand"], cosine(one, back))
+
+
+def test_sequences_that_are_compared_may_be_wrapped(client):
+    wrapped = "\n".join(SEQUENCES[0][start : start + 20] for start in range(0, 90, 20))
+    assert client.predict(wrapped, SEQUENCES[0], api_name="/similarity")["similarity"] == pytest.approx(1, abs=1e-5)
 
 
 def test_classify_gives_the_probabilities_of_the_model(client, head):
@@ -236,6 +247,7 @@ def test_a_sequence_beyond_the_positions_of_a_model_is_said(head):
         ("/tokens", ["ACGT", "/etc"], "not on the list of models: small"),
         ("/classify", ["ACGT", "../head"], "not on the list"),
         ("/fill_mask", ["ACGT", 5], "Position 5 does not exist"),
+        ("/fill_mask", [">chr7:5001-5004\nACGT\n", 2], "Position 2 does not exist; .* positions 5001 to 5004"),
         ("/fill_mask", ["ACGT", "five"], "position is 'five'; give a whole number"),
         ("/mutagenesis", ["ACGT" * 100, 1, 200], "at most 100"),
         ("/mutagenesis", ["ACGT", 0, 2], "between 1 and 4"),
@@ -256,6 +268,12 @@ def test_a_fault_of_the_program_shows_nothing_of_its_inside(client, models, monk
     with pytest.raises(Exception) as error:
         client.predict("ACGT", api_name="/tokens")
     assert "division" not in str(error.value) and str(ROOT) not in str(error.value)
+
+
+def test_a_classifier_is_not_said_to_be_a_task_of_gue(server):
+    components = httpx.get(f"{server}config").json()["components"]
+    (shown,) = [part["props"] for part in components if part["props"].get("label") == "Fine-tuned model"]
+    assert "GUE" not in (shown.get("info") or "")
 
 
 def test_browsers_keep_no_history_of_what_was_computed(server):

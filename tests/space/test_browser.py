@@ -69,6 +69,24 @@ def test_selecting_a_token_masks_it(page):
     assert about(panel, 1).startswith(f"{text} at ")
 
 
+def test_without_a_position_the_first_token_is_masked_and_its_place_is_that_of_the_name(page):
+    panel = open_tab(page, "Explore")
+    fill(panel, "DNA sequence", f">chr9:1001-1120\n{SEQUENCE}")
+    press(panel, "Mask and predict")
+    assert " at 1001-" in about(panel)
+
+
+def test_a_selected_token_has_the_position_of_the_name(page):
+    panel = open_tab(page, "Explore")
+    fill(panel, "DNA sequence", f">chr9:1001-1120\n{SEQUENCE}")
+    press(panel, "Show tokens")
+    about(panel)
+    panel.locator(".sb-tokens .textfield .token").nth(3).click()
+    first = about(panel, 1).partition(" at ")[2].partition("-")[0]
+    assert int(first) > 1001
+    assert panel.get_by_label("Base whose token is masked").input_value() == first
+
+
 def test_every_base_is_predicted_with_progress_and_can_be_downloaded(page):
     panel = open_tab(page, "Explore")
     fill(panel, "DNA sequence", f">chr1:201-320\n{SEQUENCE}")

@@ -80,10 +80,11 @@ def test_no_checkpoint_at_all(tmp_path):
 
 
 def test_old_checkpoints_go_the_newest_and_the_best_stay(make, tmp_path):
-    for step in (10, 20, 30, 40):
+    for step in (10, 20, 30, 40, 50):
         make(step)
-    remove_old_checkpoints(tmp_path, keep=2, best=str(tmp_path / "checkpoint-10"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-30", "checkpoint-40"]
+    remove_old_checkpoints(tmp_path, keep=2, best=str(tmp_path / "checkpoint-10"), step=40)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["checkpoint-10", "checkpoint-30", "checkpoint-40", "checkpoint-50"]
 
 
 def test_moved_files_replace_older_ones_and_the_folder_is_gone(tmp_path):
@@ -95,11 +96,11 @@ def test_moved_files_replace_older_ones_and_the_folder_is_gone(tmp_path):
     assert not (tmp_path / "aside").exists()
 
 
-def trained(steps: int):
+def trained(steps: int, **options):
     """A layer with its optimiser and scheduler after some steps."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(layer.parameters(), **({"lr": 0.1} | options))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     take_steps(layer, optimizer, scheduler, steps)
     return layer, optimizer, scheduler
@@ -125,6 +126,17 @@ def test_optimiser_and_scheduler_go_on_exactly_from_safetensors_and_json(tmp_pat
     take_steps(copy, copy_optimizer, copy_scheduler, 4)
     assert torch.equal(layer.weight, copy.weight) and torch.equal(layer.bias, copy.bias)
     assert scheduler.get_last_lr() == copy_scheduler.get_last_lr()
+
+
+def test_a_changed_learning_rate_and_weight_decay_count_from_the_next_step_on(tmp_path):
+    _, optimizer, scheduler = trained(3)
+    save_optimizer(tmp_path, optimizer, scheduler)
+    layer, optimizer, scheduler = trained(0, lr=0.4, weight_decay=0.5)
+    load_optimizer(tmp_path, optimizer, scheduler)
+    (group,) = optimizer.param_groups
+    assert group["lr"] == scheduler.get_last_lr()[0] == 0.4 / (1 + 3) and group["weight_decay"] == 0.5
+    take_steps(layer, optimizer, scheduler, 1)
+    assert scheduler.get_last_lr() == [0.4 * (1 / (1 + 4))]
 
 
 def test_a_folder_without_optimiser_state_says_how_to_use_its_weights(tmp_path):

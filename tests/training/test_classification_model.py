@@ -328,19 +328,22 @@ def test_an_original_dnabert2_folder_is_sent_to_the_converter(tmp_path):
         load_config(str(tmp_path), LABELS)
 
 
-def test_another_model_without_a_weight_is_refused(dnabert, tmp_path):
-    folder = shutil.copytree(dnabert, tmp_path / "damaged")
+def without(weight, source, folder):
+    """A copy of a model folder whose weights lack one."""
+    shutil.copytree(source, folder)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
-    del weights["bert.encoder.layer.0.output.dense.weight"]
+    del weights[weight]
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_another_model_without_a_weight_is_refused(dnabert, tmp_path):
+    folder = without("bert.encoder.layer.0.output.dense.weight", dnabert, tmp_path / "damaged")
     with pytest.raises(ModelError, match="lacks 1 weights of the encoder.* bert.encoder.layer.0.output.dense.weight"):
         load(folder)
 
 
 def test_a_pretrained_model_without_a_weight_is_refused(strandbert, tmp_path):
-    folder = shutil.copytree(strandbert, tmp_path / "damaged")
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    del weights["bert.encoder.layer.0.mlp.wo.weight"]
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    folder = without("bert.encoder.layer.0.mlp.wo.weight", strandbert, tmp_path / "damaged")
     with pytest.raises(ModelError, match="missing from the checkpoint"):
         load(folder)

@@ -1,6 +1,7 @@
 """training.data: every base in exactly one window, kept on disk, reused, sampled by (epoch, index)."""
 
 import itertools
+import os
 
 import numpy as np
 import pyarrow.parquet
@@ -212,13 +213,21 @@ def test_an_interrupted_build_leaves_nothing_that_is_used(genome_file, tokenizer
     assert len(prepare_file(genome_file, tokenizer, tmp_path)[0])
 
 
-def test_leftovers_of_a_killed_build_are_removed(genome_file, tokenizer, tmp_path):
+@pytest.mark.parametrize("process", [99999, os.getpid()])  # in a container every process has the same number
+def test_leftovers_of_a_killed_build_are_removed(genome_file, tokenizer, tmp_path, process):
     prepare_file(genome_file, tokenizer, tmp_path)
     (finished,) = tmp_path.iterdir()
-    leftover = tmp_path / f".building-{finished.name}-99999"
+    leftover = tmp_path / f".building-{finished.name}-{process}"
     finished.rename(leftover)  # as a process that was killed before the rename left it
     prepare_file(genome_file, tokenizer, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [finished.name]
+
+
+def test_the_windows_may_be_read_by_whoever_may_read_the_folder(genome_file, tokenizer, tmp_path):
+    cache = tmp_path / "cache"
+    prepare_file(genome_file, tokenizer, cache)
+    (finished,) = cache.iterdir()
+    assert finished.stat().st_mode == cache.stat().st_mode
 
 
 def test_other_processes_wait_for_the_one_that_builds(genome_file, tokenizer, tmp_path, monkeypatch):

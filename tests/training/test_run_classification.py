@@ -20,7 +20,7 @@ from training import classification_results
 from training.classification_batches import SequenceDataset, View
 from training.classification_data import Columns, read_labelled
 from training.classification_model import load_finetuned
-from training.classification_trainer import ClassificationTrainer
+from training.classification_trainer import ClassificationTrainer, CollapseError
 from training.kmer_logistic import KmerLogistic
 
 ROOT = Path(run_classification.__file__).parent
@@ -460,6 +460,15 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(settings):
     assert found["global_step"] < 400 and found["global_step"] - found["best_step"] == 8
 
 
+def test_early_stopping_counts_on_after_an_interruption(settings, tmp_path, monkeypatch):
+    options = settings | {"max_steps": 400, "eval_steps": 4, "early_stopping": 2, "learning_rate": 2e-2}
+    found = results(run(options))
+    broken = options | {"output_dir": str(tmp_path / "broken")}
+    interrupt(broken, monkeypatch, step=found["best_step"] + 6)  # one evaluation after the best has been waited for
+    resumed = results(run(broken))
+    assert resumed["global_step"] == found["global_step"] == found["best_step"] + 8
+
+
 def test_a_collapsed_run_is_stopped_and_says_why(settings, caplog):
     found = results(run(settings, max_steps=400, eval_steps=4, collapse_patience=3, learning_rate=3.0))
     assert found["global_step"] < 400
@@ -486,6 +495,41 @@ def test_a_sweep_may_keep_the_learning_rate_with_the_highest_mcc(settings):
     changes = {"learning_rate": None, "learning_rate_sweep": [1e-6, 1e-2], "metric_for_best_model": "mcc"}
     found = results(run(settings, **changes, max_steps=40, eval_steps=40))
     assert found["eval_mcc"] == max(found["sweep_eval_mcc"].values()) and "sweep_eval_loss" not in found
+
+
+def test_a_finished_part_of_a_sweep_is_taken_only_with_the_same_settings(settings, monkeypatch):
+    changes = {"learning_rate": None, "learning_rate_sweep": [1e-3, 1e-2]}
+    fine_tune, rates = run_classification.fine_tune, []
+
+    def interrupted(model_args, data_args, args, data):
+        rates.append(args.learning_rate)
+        if len(rates) == 2:
+            raise KeyboardInterrupt
+        return fine_tune(model_args, data_args, args, data)
+
+    monkeypatch.setattr(run_classification, "fine_tune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, **changes)
+    assert "lr-0.001 was saved with --seed 42, now it is 7" in error_of(settings, **changes, seed=7)
+    run(settings, **changes)
+    assert rates == [1e-3, 1e-2, 1e-2]
+
+
+def test_a_learning_rate_that_diverges_does_not_end_a_sweep(settings, monkeypatch, caplog):
+    fine_tune = run_classification.fine_tune
+
+    def diverging(model_args, data_args, args, data):
+        if args.learning_rate > 1:
+            raise CollapseError("step 3: the loss is nan")
+        return fine_tune(model_args, data_args, args, data)
+
+    monkeypatch.setattr(run_classification, "fine_tune", diverging)
+    changes = {"learning_rate": None, "learning_rate_sweep": [3.0, 1e-2]}
+    found = results(run(settings, **changes))
+    assert found["learning_rate"] == 0.01 and found["sweep_eval_loss"]["3"] is None
+    assert "learning rate 3 is left out: step 3: the loss is nan" in caplog.text
+    changes |= {"learning_rate_sweep": [3.0, 4.0], "overwrite_output_dir": True}
+    assert "none of the learning rates trains to the end. The last one, 4: step 3" in error_of(settings, **changes)
 
 
 # -- the baseline and the benchmark --------------------------------------------------------------------------------
@@ -567,6 +611,18 @@ def test_a_recipe_gives_settings_that_flags_override(mouse_task, seen):
     assert seen["args"].num_train_epochs == 2 and seen["model"].classifier_head == "pooler"
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("yaml", "5e-5"), ("json", "3e-05")])
+def test_a_file_of_settings_reads_as_flags_do(settings, tmp_path, seen, kind, rate):
+    content = settings | {"model": "anything", "config_name": None, "lr_scheduler_kwargs": {"num_cycles": 2}}
+    del content["learning_rate"]
+    lines = [f'"{name}": {json.dumps(value)}' for name, value in content.items()] + [f'"learning_rate": {rate}']
+    path = tmp_path / f"settings.{kind}"
+    path.write_text("\n".join(lines) if kind == "yaml" else "{" + ",\n".join(lines) + "}")
+    run_classification.main([str(path)])
+    assert seen["args"].learning_rate == float(rate) and seen["args"].lr_scheduler_kwargs == {"num_cycles": 2}
+    assert seen["model"].model_name_or_path == "anything" and seen["model"].config_name is None
+
+
 def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
     run(mouse_task, use_lora=True, model="anything", config_name=None)
     assert seen["args"].learning_rate == 1e-4
@@ -612,6 +668,19 @@ def test_wrong_settings_end_in_one_line(settings, changes, message, capsys):
     assert message in found
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_weights_that_are_shared_out_are_refused(settings, monkeypatch, name):
+    parse_settings = run_classification.parse_settings
+
+    def parsed(*arguments):
+        found = parse_settings(*arguments)
+        monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # only now: transformers would look for the package
+        return found
+
+    monkeypatch.setattr(run_classification, "parse_settings", parsed)
+    assert f"which {name} shares out" in error_of(settings)
+
+
 def interrupt(settings, monkeypatch, step=6):
     """Begin a run and stop it after its first checkpoint."""
     training_step = ClassificationTrainer.training_step
@@ -642,6 +711,23 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(settings, monkeypatc
     interrupt(settings, monkeypatch)
     found = error_of(settings, **{name: value})
     assert "checkpoint-4 was saved with --" + name in found and f"now it is {value}" in found
+
+
+def test_a_named_checkpoint_is_not_deleted(settings, monkeypatch):
+    interrupt(settings, monkeypatch)
+    checkpoint = Path(settings["output_dir"]) / "checkpoint-4"
+    found = error_of(settings, resume_from_checkpoint=checkpoint, overwrite_output_dir=True)
+    assert "--overwrite_output_dir would delete" in found and "give one of the two" in found
+    assert (checkpoint / "checkpoint_complete.json").is_file()
+
+
+def test_a_finished_run_is_not_overwritten_by_going_on_from_another_folder(settings, tmp_path, monkeypatch):
+    finished = run(settings, max_steps=2, output_dir=str(tmp_path / "finished"))
+    before = weights(finished)
+    interrupt(settings, monkeypatch)
+    changes = {"resume_from_checkpoint": Path(settings["output_dir"]) / "checkpoint-4", "output_dir": str(finished)}
+    assert "finished holds a finished run" in error_of(settings, **changes)
+    assert all(torch.equal(value, before[name]) for name, value in weights(finished).items())
 
 
 def test_a_run_without_its_best_step_is_not_gone_on_from(settings, tmp_path, monkeypatch):

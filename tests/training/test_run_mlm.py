@@ -245,7 +245,44 @@ def test_a_finished_run_is_not_trained_again(settings, monkeypatch):
     monkeypatch.setattr(MlmTrainer, "training_step", lambda *_: pytest.fail("trained again"))
     run(settings)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
-    assert results(folder) == found
+    again = results(folder)
+    assert again.keys() == found.keys() and again["data"] == found["data"]
+    lasting = [name for name in found if name != "data" and not name.endswith(("_per_second", "_runtime"))]
+    assert [again[name] for name in lasting] == pytest.approx([found[name] for name in lasting])
+
+
+def test_a_finished_run_that_is_run_again_keeps_its_best_model(settings, capsys):
+    options = settings | {"load_best_model_at_end": True, "eval_steps": 4}
+    folder = run(options, greater_is_better=True)  # the best of a run that learns is then its first evaluation
+    before, evaluations = weights(folder), losses(folder, "eval_loss")[:3]
+    assert evaluations[0] == max(evaluations) > evaluations[-1]
+    run(options, greater_is_better=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
+    assert results(folder)["eval_loss"] == pytest.approx(evaluations[0], rel=1e-5)
+    shutil.rmtree(folder / "checkpoint-4")
+    assert "cannot load the best weights" in error_of(options, capsys, greater_is_better=True)
+
+
+def test_a_finished_run_is_evaluated_on_what_is_held_out_now(settings):
+    folder = run(settings)
+    before = results(folder)
+    run(settings, max_eval_samples=4)
+    assert results(folder)["eval_masked_tokens"] < before["eval_masked_tokens"]
+    assert results(folder)["eval_loss"] != before["eval_loss"]
+    run(settings, validation_split_percentage=0)
+    found = results(folder)
+    assert not any(name.startswith("eval_") for name in found) and not (folder / "eval_results.json").exists()
+    assert found["train_loss"] == before["train_loss"]
+
+
+def test_results_of_a_run_that_was_replaced_are_not_reported(settings, monkeypatch):
+    folder = run(settings, max_steps=4, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_mlm, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, max_steps=4, overwrite_output_dir=True)
+    run(settings, max_steps=4)
+    assert "train_loss" not in results(folder) and results(folder)["eval_loss"] > 0
 
 
 def test_more_steps_go_on_from_the_last_checkpoint(settings):
@@ -292,11 +329,49 @@ def test_a_checkpoint_to_resume_from_is_not_deleted(settings, capsys):
     assert (folder / "checkpoint-4" / COMPLETE).is_file()
 
 
+def test_going_back_to_an_earlier_checkpoint_does_not_lose_the_later_ones(settings, tmp_path, capsys):
+    folder = run(settings)
+    back = {"resume_from_checkpoint": folder / "checkpoint-4", "save_total_limit": 1}
+    message = error_of(settings, capsys, **back)
+    assert "holds checkpoint-8, checkpoint-12, which would be lost" in message
+    assert_same_weights(run(settings, **back, output_dir=tmp_path / "elsewhere"), folder)
+    message = error_of(settings, capsys, **back, output_dir=tmp_path / "elsewhere")
+    assert "elsewhere is not empty" in message
+
+
+def test_a_damaged_later_checkpoint_does_not_count_as_one_to_keep(settings):
+    folder = run(settings, save_total_limit=0)
+    shutil.rmtree(folder / "checkpoint-8")
+    (folder / "checkpoint-12" / COMPLETE).unlink()
+    run(settings, max_steps=8, save_total_limit=1)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
+    assert (folder / "checkpoint-8" / COMPLETE).is_file()
+
+
+def test_a_checkpoint_that_is_written_again_is_not_whole_until_the_end(settings, monkeypatch):
+    folder = run(settings)
+    (folder / "checkpoint-12" / "optimizer.safetensors").unlink()
+
+    def save(checkpoint, *rest):
+        assert not (Path(checkpoint) / COMPLETE).exists()
+        save_optimizer(checkpoint, *rest)
+
+    monkeypatch.setattr(training.exact_trainer, "save_optimizer", save)
+    run(settings)
+    assert (folder / "checkpoint-12" / COMPLETE).is_file()
+
+
 def test_changed_settings_are_named_when_resuming(settings, caplog):
     folder = run(settings)
     shutil.rmtree(folder / "checkpoint-12")
     run(settings, mlm_probability=0.3)
     assert "Resuming with --mlm_probability 0.3" in caplog.text and "was saved with 0.15" in caplog.text
+
+
+def test_a_changed_learning_rate_counts_when_resuming(settings):
+    run(settings, max_steps=4, lr_scheduler_type="constant")
+    folder = run(settings, max_steps=8, lr_scheduler_type="constant", learning_rate=1e-3)
+    assert [float(rate) for rate in losses(folder, "learning_rate")] == [5e-3] * 4 + [1e-3] * 4
 
 
 @pytest.mark.parametrize("folder", ["file", "file/run"])
@@ -441,6 +516,20 @@ def test_evaluating_without_training(settings, tmp_path):
     again = settings | {"model_name_or_path": str(first), "do_train": False, "output_dir": str(tmp_path / "again")}
     assert results(run(again))["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-6)
     assert not (tmp_path / "again" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite_output_dir": True}])
+def test_an_evaluation_leaves_the_folder_of_a_run_alone(settings, capsys, options):
+    folder = run(settings)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    message = error_of(settings, capsys, do_train=False, **options)
+    assert f"give --model_name_or_path {folder} and another --output_dir" in message
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_an_evaluation_resumes_nothing(settings, capsys):
+    message = error_of(settings, capsys, do_train=False, resume_from_checkpoint="run/checkpoint-4")
+    assert "give its folder as --model_name_or_path" in message
 
 
 def test_held_out_part_and_masks_do_not_depend_on_the_seed(settings, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -26,6 +27,7 @@ from tests.training.runs import (
 from training.command_line import RECIPES, SettingsError
 from training.layers import LowPrecisionLayerNorm, compile_feed_forward, use_low_precision_layernorm
 from training.loading import load_config, load_model
+from training.stopping import StepGuard
 from training.trainer import MlmTrainer
 
 CONFIGS = RECIPES.parent / "accelerate_configs"
@@ -76,15 +78,34 @@ def test_flags_override_a_recipe():
     assert data_args.max_seq_length == 64 and not data_args.packing and args.global_batch_size == 4096
 
 
-def test_a_model_to_go_on_from_keeps_its_own_tokenizer_under_a_recipe(tmp_path):
-    model_args, _, args = parsed("--recipe", "tiny-gpu", "--model_name_or_path", "dnabert2")
+@pytest.mark.parametrize("flag", ["--model_name_or_path", "--model-name-or-path"])
+def test_a_model_to_go_on_from_keeps_its_own_tokenizer_under_a_recipe(tmp_path, flag):
+    model_args, _, args = parsed("--recipe", "tiny-gpu", flag, "dnabert2")
     assert model_args.config_name is None and model_args.tokenizer_name is None and args.max_steps == 10_000
-    model_args, _, _ = parsed("--recipe", "tiny-gpu", "--model_name_or_path", "dnabert2", "--tokenizer_name", "mine")
+    model_args, _, _ = parsed("--recipe", "tiny-gpu", flag, "dnabert2", "--tokenizer_name", "mine")
     assert model_args.tokenizer_name == "mine"
-    content = {"recipe": "tiny-cpu", "model_name_or_path": "dnabert2", "train_file": "x.fa", "output_dir": "out"}
+    content = {"recipe": "tiny-cpu", flag[2:]: "dnabert2", "train_file": "x.fa", "output_dir": "out"}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(content))
     model_args, _, _ = run_mlm.parse_arguments([str(tmp_path / "settings.yaml")], "")
     assert model_args.config_name is None and model_args.tokenizer_name is None
+
+
+def test_the_beginning_of_a_flag_is_not_taken_for_it():
+    with pytest.raises(SettingsError, match="'--model_name'"):
+        parsed("--recipe", "tiny-gpu", "--model_name", "dnabert2")
+
+
+def test_a_file_may_take_a_setting_of_its_recipe_back(tmp_path):
+    content = {"recipe": "tiny-cpu", "global_batch_tokens": None, "global_batch_size": 32, "train_file": "x.fa"}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(content | {"output_dir": "out"}))
+    _, _, args = run_mlm.parse_arguments([str(tmp_path / "settings.yaml")], "")
+    assert args.global_batch_tokens is None and args.global_batch_size == 32
+
+
+def test_a_wrong_choice_in_a_file_is_refused(settings, tmp_path):
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings | {"sequence_order": "lenght"}))
+    with pytest.raises(SystemExit, match=r"settings\.yaml: argument --sequence_order.*invalid choice: 'lenght'"):
+        run_mlm.main([str(tmp_path / "settings.yaml")])
 
 
 def test_a_recipe_can_be_a_file_and_be_named_in_a_file(tmp_path, settings):
@@ -206,6 +227,15 @@ def test_a_stopped_run_goes_on_once_the_reason_is_gone(settings, monkeypatch, ca
 def test_a_jump_may_be_allowed(settings, monkeypatch):
     spoiled(monkeypatch, 22, jump)
     assert results(run(settings, max_steps=24, max_loss_jump=0))["global_step"] == 24
+
+
+def test_gradients_that_deepspeed_keeps_to_itself_are_not_looked_at():
+    args = SimpleNamespace(device="cpu", fp16=False)
+    accelerator = SimpleNamespace(reduce=lambda numbers, reduction: numbers)
+    guard = StepGuard(SimpleNamespace(args=args, accelerator=accelerator, is_deepspeed_enabled=True), max_loss_jump=2)
+    guard.add({}, torch.tensor(1.5))
+    guard.on_pre_optimizer_step(args, None, None, model=torch.nn.Linear(2, 2))  # without gradients
+    assert list(guard.recent) == [1.5]
 
 
 # -- what a run reports --------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """run_mlm.py on several processes, sharded, streaming, and stopped from outside: always the same result."""
 
+import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -26,6 +28,8 @@ from tests.training.runs import (
     without_batch_size,
 )
 from training.checkpoints import COMPLETE
+from training.sources import SequenceFileError
+from training.streaming import ParquetStore
 from training.trainer import MlmTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -195,6 +199,8 @@ MlmTrainer.training_step = sharded
 folder, *flags = sys.argv[1:]
 run_mlm.main([*flags, "--output_dir", folder + "/whole"])
 run_mlm.main([*flags, "--output_dir", folder + "/resumed", "--resume_from_checkpoint", folder + "/whole/checkpoint-4"])
+best = ["--load_best_model_at_end", "true", "--greater_is_better", "true", "--eval_steps", "4"]
+run_mlm.main([*flags, *best, "--output_dir", folder + "/best"])
 """
 
 
@@ -216,6 +222,10 @@ def test_fsdp2_trains_saves_and_goes_on_in_two_processes_and_in_one(warm_up, tmp
     for folder in (tmp_path / "resumed", unsharded):
         assert_same_curve(one, folder)
         assert weights(folder).keys() == weights(one).keys()
+    state = json.loads((tmp_path / "best" / "checkpoint-12" / "trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert best.name != "checkpoint-12"  # the loss falls, and the highest counts as the best
+    assert_same_weights(tmp_path / "best", best)
 
 
 def test_sharding_that_would_be_ignored_is_refused(settings, capsys, monkeypatch):
@@ -266,6 +276,7 @@ def test_streaming_takes_every_row_once_in_an_epoch(streaming, tokenizer):
     ("changes", "expected"),
     [
         ({"sequence_order": "length"}, "take --sequence_order file"),
+        ({"min_run_length": 20}, "leave out --min_run_length"),
         ({"validation_file": None}, "give --validation_file"),
         ({"train_file": "genome.fa"}, "genome.fa is none"),
         ({"sequence_column": "dna"}, "no column 'dna'; the columns are sequence"),
@@ -279,4 +290,19 @@ def test_streaming_that_cannot_be_is_refused(streaming, capsys, changes, expecte
 def test_a_row_that_is_no_dna_is_named(streaming, shards, capsys):
     pyarrow.parquet.write_table(pyarrow.table({"sequence": ["ACGT" * 30, "MVHL"]}), shards / "9.parquet")
     message = error_of(streaming, capsys, max_steps=30)
-    assert "9.parquet, row group 0, row 2: character 'V'" in message or "9.parquet, row group 0, row 2" in message
+    assert "9.parquet, row group 0, row 2: character 'L' at position 4 is not a nucleotide" in message
+
+
+def test_the_longest_run_of_a_row_is_read_and_another_row_for_one_without_a_base(tokenizer, tmp_path, caplog):
+    rows = ["N" * 40, "ACGTT" * 3 + "N" + "AACG" * 5, "N", "GGTTA"]
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": rows}), tmp_path / "a.parquet")
+    store = ParquetStore([str(tmp_path / "a.parquet")], "sequence", tokenizer, kept=1)
+    texts = ["".join(tokenizer.convert_ids_to_tokens(store[row].tolist())) for row in range(4)]
+    assert texts == ["AACG" * 5, "AACG" * 5, "AACG" * 5, "GGTTA"]
+    assert "a.parquet, row group 0: 2 rows hold no A, C, G or T" in caplog.text
+
+
+def test_a_row_group_without_a_base_is_named(tokenizer, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": ["NNN", "N"]}), tmp_path / "a.parquet")
+    with pytest.raises(SequenceFileError, match=r"a\.parquet, row group 0: no A, C, G or T in any row"):
+        ParquetStore([str(tmp_path / "a.parquet")], "sequence", tokenizer, kept=1)
