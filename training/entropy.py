@@ -10,11 +10,13 @@ from training.masking import IGNORED
 FIT_TOKENS = 100_000_000  # training tokens counted at most, in blocks spread evenly over the corpus
 BLOCK = 1_000_000
 PRIOR_STRENGTHS = (1, 10, 100, 1_000, 10_000, 100_000)  # pseudo-counts of the unigram in the bigram
+LARGEST_PAIR_TABLE = 8_192  # tokens of a vocabulary whose pairs are all counted, for the bigram's best guess
 
 
 def frequency_baselines(train: TokenStore, heldout: MlmDataset, vocab_size: int) -> dict[str, float]:
     """
-    Unigram and bigram cross-entropy at the held-out masked tokens, in nats per token.
+    Unigram and bigram cross-entropy at the held-out masked tokens, in nats per token, and the share of these tokens
+    that is the likeliest one (the bigram's for vocabularies of at most LARGEST_PAIR_TABLE tokens).
 
     Counts come from the training tokens, the value is the mean of -log p over exactly the targets that the
     evaluation masks; so it compares with the evaluation loss. Unigram: one added to every count. Bigram: the token
@@ -27,6 +29,7 @@ def frequency_baselines(train: TokenStore, heldout: MlmDataset, vocab_size: int)
     token_counts = np.zeros(vocab_size, dtype=np.int64)
     left_counts = np.zeros(vocab_size, dtype=np.int64)
     pair_counts = np.zeros(len(pairs), dtype=np.int64)
+    table = np.zeros(vocab_size**2, dtype=np.int64) if vocab_size <= LARGEST_PAIR_TABLE else None
     for tokens, offsets in training_blocks(train):
         token = tokens.astype(np.int64)
         previous = np.roll(token, 1)
@@ -36,15 +39,23 @@ def frequency_baselines(train: TokenStore, heldout: MlmDataset, vocab_size: int)
         codes = previous * vocab_size + token
         found = np.searchsorted(pairs, codes).clip(max=len(pairs) - 1)
         pair_counts += np.bincount(found[pairs[found] == codes], minlength=len(pairs))
+        if table is not None:
+            table += np.bincount(codes, minlength=len(table))
     unigram = (token_counts + 1) / (token_counts.sum() + vocab_size)
-    bigram = (
-        (pair_counts[pair_of_target] + strength * unigram[target]) / (left_counts[left] + strength)
+    losses = {
+        strength: -np.log((pair_counts[pair_of_target] + strength * unigram[target]) / (left_counts[left] + strength))
         for strength in PRIOR_STRENGTHS
-    )
-    return {
-        "unigram_entropy": float(-np.log(unigram[target]).mean()),
-        "bigram_entropy": float(min(-np.log(probability).mean() for probability in bigram)),
     }
+    strength = min(losses, key=lambda s: losses[s].mean())
+    found = {
+        "unigram_entropy": float(-np.log(unigram[target]).mean()),
+        "unigram_accuracy": float((target == unigram.argmax()).mean()),
+        "bigram_entropy": float(losses[strength].mean()),
+    }
+    if table is not None:
+        likeliest = (table.reshape(vocab_size, vocab_size) + strength * unigram).argmax(axis=1)
+        found["bigram_accuracy"] = float((target == likeliest[left]).mean())
+    return found
 
 
 def _targets(heldout: MlmDataset) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,8 @@ def baselines(train: TokenStore, heldout: MlmDataset, tokenizer: PreTrainedToken
     What models of token and base frequencies reach at the held-out masked tokens.
 
     Returns:
-        unigram_entropy, bigram_entropy in nats per token (see `training.entropy`); the same two and the order-8 Markov
-        model of bases as *_bits_per_base.
+        unigram_entropy, bigram_entropy in nats per token, unigram_accuracy, bigram_accuracy (see `training.entropy`);
+        unigram, bigram and the order-8 Markov model of bases as *_bits_per_base.
     """
     found = frequency_baselines(train, heldout, len(tokenizer))
     lengths = base_pairs_of_tokens(tokenizer)

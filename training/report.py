@@ -29,6 +29,8 @@ RESULTS_SHOWN = (
     "eval_unigram_entropy",
     "eval_bigram_entropy",
     "eval_accuracy",
+    "eval_unigram_accuracy",
+    "eval_bigram_accuracy",
     "eval_perplexity",
     "eval_bits_per_base",
     "eval_unigram_bits_per_base",
@@ -87,7 +89,9 @@ def _heldout_table(results: dict) -> str:
     rows = [("this model", results["eval_loss"], results["eval_bits_per_base"], f"{results['eval_accuracy']:.2%}")]
     for name, title in (("bigram", "token before (bigram)"), ("unigram", "token frequencies (unigram)")):
         if f"eval_{name}_entropy" in results:
-            rows.append((title, results[f"eval_{name}_entropy"], results[f"eval_{name}_bits_per_base"], ""))
+            accuracy = results.get(f"eval_{name}_accuracy")
+            shown = "" if accuracy is None else f"{accuracy:.2%}"
+            rows.append((title, results[f"eval_{name}_entropy"], results[f"eval_{name}_bits_per_base"], shown))
     lines = ["| held-out masked tokens | nats per token | bits per base | accuracy |", "|---|---|---|---|"]
     lines += [f"| {name} | {nats:.4f} | {bits:.4f} | {accuracy} |" for name, nats, bits, accuracy in rows]
     if "eval_markov_bits_per_base" in results:

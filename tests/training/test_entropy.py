@@ -72,3 +72,21 @@ def test_a_language_of_fixed_pairs_has_low_bigram_entropy():
     found = frequency_baselines(store(cycle), heldout(cycle), VOCABULARY)
     assert found["unigram_entropy"] == pytest.approx(math.log(6), abs=0.02)
     assert found["bigram_entropy"] < 0.05
+    assert (
+        found["bigram_accuracy"] > 0.97
+    )  # the first token of a window stands after [CLS], not after its left neighbour
+    assert found["unigram_accuracy"] == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_accuracy_is_the_share_of_targets_that_are_the_most_frequent_token():
+    train, test = random_windows(50, 20, seed=0), heldout(random_windows(20, 20, seed=1))
+    expected = np.mean([token == 6 for _, token in targets(test)])
+    assert frequency_baselines(store(train), test, VOCABULARY)["unigram_accuracy"] == pytest.approx(expected)
+
+
+def test_a_large_vocabulary_has_no_table_of_all_pairs(monkeypatch):
+    monkeypatch.setattr(entropy, "LARGEST_PAIR_TABLE", VOCABULARY - 1)
+    found = frequency_baselines(
+        store(random_windows(50, 20, seed=0)), heldout(random_windows(20, 20, seed=1)), VOCABULARY
+    )
+    assert "bigram_accuracy" not in found
