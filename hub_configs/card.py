@@ -115,7 +115,7 @@ def card(name: str, row: dict, published: dict | None = None, repository: str | 
         front_matter(row, HEADS[config["architectures"][0]][1]),
         f"# {row['title']}\n\n{line(row['summary'])}\n\nVersion {row['version']}. {weights_note(name, row, weights)}",
         sizes(row),
-        use(name, row, weights, config["architectures"][0], repository or _folder(name, row)),
+        use(name, row, weights, config["architectures"][0], repository or (name if published else _folder(name, row))),
         "## Intended use and limits\n\nResearch on DNA sequences: embeddings, fine-tuning, scoring of variants. Not "
         f"for decisions about patients.\n\n{line(row['limits'])} It says nothing about a species or a region that is "
         "unlike its training data; check results against held-out data of your own.",

@@ -39,7 +39,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
         elem_classes="sb-tokens", visible=False,
     )  # fmt: skip
     position = gr.Number(label="Base whose token is masked", precision=0,
-                         info="Position, which counts from 1 or as a FASTA name such as chr1:1001-2000 says; if empty, "
+                         info="Position, which counts from 1 or as a FASTA name such as chr1:1001-2000 says; 0 or empty: "
                               "the first")  # fmt: skip
     fill = gr.Button("Mask and predict")
     fill_about = gr.HTML()
@@ -68,7 +68,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
     @guarded
     def on_fill(text, name, base):
         record = read_sequence(text, MOST_BASES)
-        return masked(name, record, 0 if base is None else int(base) - place_of(record)[1])
+        return masked(name, record, int(base) - place_of(record)[1] if base else 0)
 
     @guarded
     def on_select(text, name, event: gr.SelectData):
