@@ -12,10 +12,10 @@ The first command takes --number sequences of the file as they come and compares
   padded_loop      a loop over AutoModel in batches of 32 with padding, as they come
   released_loop    the same with the released DNABERT-2 architecture, which AutoModel gave until now (naive twin)
   bert_loop        the same with transformers' BertModel (sdpa) of the same width and depth, which has no gate
-all with random weights and the masked mean. The second command reads the first bp of the first sequence in one piece
-and in windows, each in a process of its own: seconds and peak memory. The third cuts so many reads of 50 to 500 bp at
-random places (always the same) and runs inference.embed on them, each number in a process of its own: peak memory must
-not grow with it. Rows go to benchmarks/results/embed.csv.
+all with the masked mean; weights are those of --model where it holds any, else random. The second command reads the
+first bp of the first sequence in one piece and in windows, each in a process of its own: seconds and peak memory. The
+third cuts so many reads of 50 to 500 bp at random places (always the same) and runs inference.embed on them, each
+number in a process of its own: peak memory must not grow with it. Rows go to benchmarks/results/embed.csv.
 """
 
 import argparse
@@ -72,12 +72,19 @@ def bert_like(config: StrandBertConfig, longest: int) -> BertModel:
     return BertModel(bert, add_pooling_layer=False).eval()
 
 
+def load(folder: str) -> StrandBertModel:
+    """The model of a folder; with random weights where the folder holds none."""
+    if (Path(folder) / "model.safetensors").is_file():
+        return StrandBertModel.from_pretrained(folder).eval()
+    torch.manual_seed(0)
+    return StrandBertModel(StrandBertConfig.from_pretrained(folder)).eval()
+
+
 @torch.no_grad()
 def compare(options) -> list[dict]:
     """One row for every rival on the same sequences."""
-    config = StrandBertConfig.from_pretrained(options.model)
-    torch.manual_seed(0)
-    model = StrandBertModel(config).eval()
+    model = load(options.model)
+    config = model.config
     half = copy.deepcopy(model).bfloat16()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.tokenizer)
     encoder = SequenceEncoder(options.tokenizer, config)
@@ -118,10 +125,8 @@ def compare(options) -> list[dict]:
 
 def measure(options):
     """One sequence in one process; prints the result for the parent."""
-    config = StrandBertConfig.from_pretrained(options.model)
-    torch.manual_seed(0)
-    model = StrandBertModel(config).to(getattr(torch, options.dtypes[0])).eval()
-    encoder = SequenceEncoder(options.tokenizer, config)
+    model = load(options.model).to(getattr(torch, options.dtypes[0]))
+    encoder = SequenceEncoder(options.tokenizer, model.config)
     sequence = next(iter(read_records(options.sequences))).sequence[: options.measure]
     (ids,) = encoder([sequence])
     window = {"window": options.window, "overlap": options.overlap} if options.window else {}
@@ -184,8 +189,7 @@ def many_reads(options) -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model, reads = Path(folder) / "model", Path(folder) / "reads.fa"
-        torch.manual_seed(0)
-        StrandBertModel(StrandBertConfig.from_pretrained(options.model)).save_pretrained(model)
+        load(options.model).save_pretrained(model)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(Path(options.tokenizer) / name, model / name)
         for number in options.reads:
