@@ -7,8 +7,9 @@ Speed and peak memory of a training step against rivals of the same size, in one
 
 A step is forward, backward and fused AdamW on one batch, 15 % of its tokens masked. Rivals: the released DNABERT-2
 architecture (benchmarks/released_dnabert2.py: unpadded linear layers, padded attention with a dense ALiBi bias, LM head
-on masked tokens), and transformers' BertForMaskedLM (sdpa, padded, no gate: 25 % less work in the layers, logits for
-every token). Ours is packed. No dropout anywhere. Rows go to benchmarks/results/training.csv.
+on masked tokens), the same with linear layers on padding too, and transformers' BertForMaskedLM (sdpa, padded, no gate:
+25 % less work in the layers, logits for every token). Ours is packed. No dropout anywhere. Rows go to
+benchmarks/results/training.csv.
 """
 
 import argparse
@@ -47,10 +48,10 @@ SIZES = {
 class ReleasedForMaskedLM(nn.Module):
     """The twin with its LM head, which the released code runs on masked tokens only."""
 
-    def __init__(self, model: StrandBertForMaskedLM):
+    def __init__(self, model: StrandBertForMaskedLM, unpad: bool):
         super().__init__()
         self.model = model
-        self.encoder = ReleasedEncoder(model.bert)
+        self.encoder = ReleasedEncoder(model.bert, unpad)
 
     def forward(self, ids, mask, labels):
         hidden = ReleasedEncoder.forward.__wrapped__(self.encoder, ids, mask)  # with gradients
@@ -80,7 +81,9 @@ def losses(size, lengths, device):
     torch.manual_seed(0)
     config = StrandBertConfig(vocab_size=VOCABULARY, hidden_dropout_prob=0.0, **shape)
     ours = StrandBertForMaskedLM(config).to(device).train()
-    released = ReleasedForMaskedLM(StrandBertForMaskedLM(config)).to(device).train()
+    released, padded = (
+        ReleasedForMaskedLM(StrandBertForMaskedLM(config), unpad).to(device).train() for unpad in (True, False)
+    )
     bert_config = BertConfig(
         vocab_size=VOCABULARY,
         pad_token_id=PAD,
@@ -95,6 +98,7 @@ def losses(size, lengths, device):
     return {
         "strandbert": (ours, lambda: ours(**packed).loss),
         "dnabert2_released": (released, lambda: released(ids, mask, labels)),
+        "dnabert2_padded": (padded, lambda: padded(ids, mask, labels)),
         "bert_sdpa": (bert, lambda: bert(ids, attention_mask=mask, labels=labels).loss),
     }
 

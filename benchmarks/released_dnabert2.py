@@ -1,8 +1,9 @@
 """
 The encoder of DNABERT-2 with the cost structure of the released code, as a naive twin to measure against.
 
-Linear layers run on unpadded tokens; attention pads them again, adds a dense (heads, length, length) ALiBi bias and a
-mask, and materialises the probabilities. Weights are taken from one of our models, so outputs can be compared.
+Linear layers run on unpadded tokens (with unpad=False on padding too); attention pads them again, adds a dense (heads,
+length, length) ALiBi bias and a mask, and materialises the probabilities. Weights are taken from one of our models, so
+outputs can be compared.
 """
 
 import math
@@ -16,16 +17,17 @@ from modeling.alibi_attention import alibi_bias, alibi_slopes
 class ReleasedEncoder(nn.Module):
     """(batch, length) ids and mask -> (batch, length, hidden), by the weights of a StrandBertModel."""
 
-    def __init__(self, model):
+    def __init__(self, model, unpad: bool = True):
         super().__init__()
-        self.model = model
+        self.model, self.unpad = model, unpad
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         batch_size, length = input_ids.shape
         config, embeddings = self.model.config, self.model.embeddings
         words = embeddings.word_embeddings(input_ids) + embeddings.token_type_embeddings.weight[0]
-        indices = attention_mask.flatten().nonzero().flatten()
+        computed = attention_mask if self.unpad else torch.ones_like(attention_mask)
+        indices = computed.flatten().nonzero().flatten()
         hidden = embeddings.LayerNorm(words).flatten(0, 1)[indices]
         bias = alibi_bias(torch.tensor(alibi_slopes(config.num_attention_heads), device=words.device), length)
         bias = (bias[None] + (1.0 - attention_mask[:, None, None, :].float()) * -10000.0).to(hidden.dtype)
