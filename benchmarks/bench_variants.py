@@ -2,17 +2,22 @@
 Variants scored per second: `inference.score_variants` against two plain loops that compute the same scores, in one run.
 
     python -m benchmarks.bench_variants calls.vcf.gz --genome genome.fa.gz --model my_model
+    python -m benchmarks.bench_variants calls.vcf.gz --genome genome.fa.gz --model my_model --settings --variants 24
 
 Rivals: one call of the model for each masked row, and one padded call for all masked rows of a window (all logits, the
 windows' vectors from output_hidden_states). The largest difference of our scores from those of the first rival on four
-variants is printed. Rows go to results/variants.csv.
+variants is printed. Rows go to results/variants.csv. With --settings no rivals, but what flank, neighbouring tokens and
+dtype cost and change: variants per CPU second, and rank correlation with the scores of the default (SB_PLL for other
+numbers of tokens: with those of the whole window). Rows go to results/variant_settings.csv.
 """
 
 import argparse
 import statistics
+import time
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from benchmarks.harness import append_rows, interleave, machine
@@ -56,6 +61,50 @@ def plain_loop(model, tokenizer, pairs, rows_at_once):
     return np.array(results)
 
 
+SETTINGS = (
+    {"pll_tokens": None},
+    {"pll_tokens": 0},
+    {"pll_tokens": PLL_TOKENS},
+    {"pll_tokens": 8},
+    {"flank": FLANK // 2},
+    {"flank": 2 * FLANK},
+    {"dtype": torch.bfloat16},
+)
+
+
+def compare_settings(options, genome) -> list[dict]:
+    """A row for each setting, all others being the defaults."""
+    default = {"pll_tokens": PLL_TOKENS, "flank": FLANK, "dtype": torch.float32}
+    found, rows = {}, []
+    for setting in ({}, *SETTINGS):
+        values = default | setting
+        model = load_masked_lm(options.model).to(values["dtype"])
+        scorer = VariantScorer(model, SequenceEncoder(options.model, model.config), values["pll_tokens"])
+        pairs = chosen_pairs(options, genome, values["flank"])
+        scorer(pairs[:2])
+        start = time.process_time()
+        scores = scorer(pairs)
+        cpu = time.process_time() - start
+        found[tuple(values.items())] = scores
+        reference = found[tuple((default | ({"pll_tokens": None} if "pll_tokens" in setting else {})).items())]
+        rows.append({
+            **machine(), "model": options.model, "variants": len(pairs),
+            **values | {"dtype": str(values["dtype"]).removeprefix("torch.")},
+            "variants_per_cpu_s": round(len(pairs) / cpu, 3),
+            **{f"spearman_{name}": round(float(spearmanr(getattr(scores, name), getattr(reference, name)).statistic), 4)
+               for name in ("llr", "pll", "distance")},
+            "largest_change_of_llr": round(float(np.abs(scores.llr - reference.llr).max()), 4),
+        })  # fmt: skip
+        print({key: value for key, value in rows[-1].items() if key not in machine()}, flush=True)
+    return rows
+
+
+def chosen_pairs(options, genome, flank: int):
+    """(sequence, windows) of alleles spread evenly over the VCF."""
+    alleles = [a for a in read_alleles(options.vcf, genome, flank) if a.status == SCORED]
+    return [(a.sequence, a.pair) for a in alleles[:: max(1, len(alleles) // options.variants)][: options.variants]]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vcf")
@@ -63,11 +112,13 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--variants", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--settings", action="store_true", help="what the settings of the scores cost and change")
     options = parser.parse_args()
     torch.set_num_threads(1)
     genome = Genome(options.genome, contig_names(options.vcf))
-    alleles = [a for a in read_alleles(options.vcf, genome, FLANK) if a.status == SCORED]
-    pairs = [(a.sequence, a.pair) for a in alleles[:: max(1, len(alleles) // options.variants)][: options.variants]]
+    if options.settings:
+        return print(append_rows("variant_settings", compare_settings(options, genome)))
+    pairs = chosen_pairs(options, genome, FLANK)
     model = load_masked_lm(options.model)
     scorer = VariantScorer(model, SequenceEncoder(options.model, model.config))
     rival, tokenizer = AutoModelForMaskedLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
