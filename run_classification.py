@@ -36,6 +36,7 @@ from transformers import EarlyStoppingCallback, TrainerState, set_seed
 
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_task
 from inference.reading import SequenceInputError
+from training.allocator import keep_freed_memory
 from training.checkpoints import (
     SETTINGS_FILE,
     CheckpointError,
@@ -611,6 +612,8 @@ def remove_earlier(folder: Path):
 
 
 if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     main()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

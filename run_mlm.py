@@ -35,6 +35,7 @@ import torch
 from transformers import TrainerState, set_seed
 
 from corpus.fasta import FastaError
+from training.allocator import keep_freed_memory
 from training.arguments import PretrainingArguments
 from training.batches import LengthSchedule
 from training.checkpoints import (
@@ -242,6 +243,8 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
 
 
 if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     main()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

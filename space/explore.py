@@ -39,7 +39,7 @@ def build(models: Models, model: gr.Dropdown, examples: list[dict]):
         elem_classes="sb-tokens", visible=False,
     )  # fmt: skip
     position = gr.Number(label="Base whose token is masked", precision=0,
-                         info="Position, which counts from 1 or as a FASTA name such as chr1:1001-2000 says; 0 or empty: "
+                         info="Position, from 1 or as a FASTA name such as chr1:1001-2000 says; 0 or empty: "
                               "the first")  # fmt: skip
     fill = gr.Button("Mask and predict")
     fill_about = gr.HTML()
