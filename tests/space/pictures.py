@@ -7,6 +7,7 @@ demo_explore.png and demo_variants.png of docs/images are explore_wide_light.png
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -29,6 +30,10 @@ def take(page, output: Path, suffix: str) -> None:
     """One picture of every tab: what stands below the first result, or the tab itself where there is none."""
     for tab, buttons in ACTIONS.items():
         panel = open_tab(page, tab)
+        if buttons:
+            examples = panel.get_by_role("button", name=re.compile(r" bp( each)?$"))
+            (examples.nth(1) if tab == "Classify" else examples.first).click()  # the first is too long to attribute
+            page.wait_for_function("text => text.value", arg=panel.locator("textarea").first.element_handle())
         for number, button in enumerate(buttons):
             press(panel, button)
             about(panel, number)
