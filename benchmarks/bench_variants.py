@@ -100,8 +100,9 @@ def compare_settings(options, genome) -> list[dict]:
 
 
 def chosen_pairs(options, genome, flank: int):
-    """(sequence, windows) of alleles spread evenly over the VCF."""
+    """(sequence, windows) of alleles spread evenly over the VCF, the same for every flank of SETTINGS."""
     alleles = [a for a in read_alleles(options.vcf, genome, flank) if a.status == SCORED]
+    alleles = [a for a in alleles if max(len(a.ref), len(a.alt)) < FLANK // 2]  # fit into the shortest
     return [(a.sequence, a.pair) for a in alleles[:: max(1, len(alleles) // options.variants)][: options.variants]]
 
 

@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
     that the system has to fill with zeros, an eighth of the time of a step (`python -m benchmarks.bench_allocator`).
 
     Returns:
-        False where the C library has no such setting; nothing is changed then.
+        False where the C library has no such setting or refuses it.
     """
     if not sys.platform.startswith("linux"):
         return False

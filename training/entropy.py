@@ -10,7 +10,7 @@ from training.masking import IGNORED
 FIT_TOKENS = 100_000_000  # training tokens counted at most, in blocks spread evenly over the corpus
 BLOCK = 1_000_000
 PRIOR_STRENGTHS = (1, 10, 100, 1_000, 10_000, 100_000)  # pseudo-counts of the unigram in the bigram
-LARGEST_PAIR_TABLE = 8_192  # tokens of a vocabulary whose pairs are all counted, for the bigram's best guess
+LARGEST_PAIR_TABLE = 4_096  # tokens of a vocabulary whose pairs are all counted, for the bigram's best guess
 
 
 def frequency_baselines(train: TokenStore, heldout: MlmDataset, vocab_size: int) -> dict[str, float]:

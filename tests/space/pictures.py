@@ -1,6 +1,7 @@
 """
 Pictures of the running demo, to be looked at: every tab with a result, wide and narrow, light and dark.
 
+    make demo CLASSIFIER=my_head
     python -m tests.space.pictures http://127.0.0.1:7860 --output pictures
 
 demo_explore.png and demo_variants.png of docs/images are explore_wide_light.png and variants_wide_dark.png.
