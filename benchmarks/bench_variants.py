@@ -100,10 +100,15 @@ def compare_settings(options, genome) -> list[dict]:
 
 
 def chosen_pairs(options, genome, flank: int):
-    """(sequence, windows) of alleles spread evenly over the VCF, the same for every flank of SETTINGS."""
-    alleles = [a for a in read_alleles(options.vcf, genome, flank) if a.status == SCORED]
-    alleles = [a for a in alleles if max(len(a.ref), len(a.alt)) < FLANK // 2]  # fit into the shortest
-    return [(a.sequence, a.pair) for a in alleles[:: max(1, len(alleles) // options.variants)][: options.variants]]
+    """(sequence, windows) of alleles spread evenly over the VCF, those that the shortest flank of SETTINGS can hold."""
+    keys = [key(a) for a in read_alleles(options.vcf, genome, FLANK // 2) if a.status == SCORED]
+    keys = keys[:: max(1, len(keys) // options.variants)][: options.variants]
+    alleles = {key(a): a for a in read_alleles(options.vcf, genome, flank)}
+    return [(alleles[k].sequence, alleles[k].pair) for k in keys]
+
+
+def key(allele):
+    return allele.contig, allele.position, allele.ref, allele.alt
 
 
 def main():

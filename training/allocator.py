@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     Have glibc keep freed memory for the next allocation instead of returning it to the system, in this process.
 
     A training step frees buffers of many megabytes and asks for as many again. What was returned comes back as pages
-    that the system has to fill with zeros, an eighth of the time of a step (`python -m benchmarks.bench_allocator`).
+    that the system has to fill with zeros, a tenth of the time of a step (`python -m benchmarks.bench_allocator`).
 
     Returns:
         False where the C library has no such setting or refuses it.
