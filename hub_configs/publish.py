@@ -269,7 +269,7 @@ def changed_head(api: HfApi, repository: str, head: str, kind: str) -> str | Non
     """The newest commit when it is no longer `head`; None when it is, or when the Hub does not answer."""
     try:
         now = api.repo_info(repository, repo_type=kind).sha
-    except Exception:
+    except Exception:  # asked while a failed upload is reported, which no other error may hide
         return None
     return None if now == head else now
 
