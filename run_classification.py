@@ -57,7 +57,7 @@ from training.classification_arguments import (
     FineTuningArguments,
     ModelArguments,
 )
-from training.classification_batches import Augmentation, SequenceDataset, TooLongError, View
+from training.classification_batches import Augmentation, SequenceDataset, TooLongError, views_of
 from training.classification_data import (
     REGRESSION,
     SINGLE_LABEL,
@@ -361,11 +361,7 @@ def build_trainer(
         raise SettingsError(f"--label_smoothing_factor is for classes; this is {data.labels.problem_type}")
     if args.metric_for_best_model == "eval_mcc" and data.labels.problem_type == REGRESSION:
         raise SettingsError("--metric_for_best_model eval_mcc is for classes; of a regression eval_loss chooses")
-    views = tuple(
-        View(reverse, variant, args.augment_tokens)
-        for variant in range(args.average_tokens)
-        for reverse in ((False, True) if args.average_strands else (False,))
-    )
+    views = views_of(args.average_strands, args.average_tokens, args.augment_tokens)
     balanced = args.class_weights == "balanced"
     train, validation = data.splits["train"], data.splits["validation"]
     if not classifier.packed:

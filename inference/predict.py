@@ -24,10 +24,10 @@ import transformers
 from inference.embed import report
 from inference.jobs import JobError, check_files, processes, run, said_in_one_line
 from inference.loading import fingerprint, load_predictor
-from inference.reading import SequenceRecord, add_input_arguments, read_records, reverse_complement
+from inference.reading import SequenceRecord, add_input_arguments, read_records
 from modeling.embedding import STRANDS
 from modeling.memory import is_out_of_memory, must_fit
-from training.classification_batches import ClassificationCollator, TooLongError, evaluation_batches
+from training.classification_batches import ClassificationCollator, TooLongError, View, evaluation_batches, views_of
 from training.classification_data import REGRESSION, SINGLE_LABEL
 from training.classification_model import Classifier, ModelError
 from training.metrics import probabilities
@@ -38,11 +38,15 @@ BATCH_BASES = {"cpu": 1 << 14, "cuda": 1 << 18}  # bp of one pass
 
 
 class Predictor:
-    """Tables of predictions for blocks of records."""
+    """
+    Tables of predictions for blocks of records.
 
-    def __init__(self, classifier: Classifier, reverse_complement: str = "none", batch_bases: int | None = None):
-        self.classifier, self.model = classifier, classifier.model
-        self.both_strands = reverse_complement == "average"
+    Args:
+        views: ways of reading a sequence; their outputs are averaged.
+    """
+
+    def __init__(self, classifier: Classifier, views: tuple[View, ...] = (View(),), batch_bases: int | None = None):
+        self.classifier, self.model, self.views = classifier, classifier.model, views
         self.batch_bases = batch_bases or BATCH_BASES.get(self.model.device.type, 1 << 14)
         self.collate = ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask)
         config = self.model.config
@@ -53,9 +57,7 @@ class Predictor:
 
     def __call__(self, first: int, records: list[SequenceRecord]) -> Iterator[pyarrow.Table]:
         """One table with a row per record, of which the first has the number `first`; JobError for outputs like NaN."""
-        logits = self.logits(records, backward=False)
-        if self.both_strands:
-            logits = (logits + self.logits(records, backward=True)) / 2
+        logits = sum(self.logits(first, records, view) for view in self.views) / len(self.views)
         bad = [record for record, row in zip(records, logits, strict=True) if not np.isfinite(row).all()]
         if bad:
             more = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
@@ -72,9 +74,9 @@ class Predictor:
         yield pyarrow.table(columns)
 
     @torch.no_grad()
-    def logits(self, records: list[SequenceRecord], backward: bool) -> np.ndarray:
-        """float32 (records, labels), of the other strand if `backward`; batches of similar length."""
-        samples = [self._sample(record, backward) for record in records]
+    def logits(self, first: int, records: list[SequenceRecord], view: View) -> np.ndarray:
+        """float32 (records, labels) as a view reads them; batches of similar length."""
+        samples = [self._sample(number, record, view) for number, record in enumerate(records, first)]
         lengths = np.array([len(record.sequence) + len(record.pair or b"") for record in records])
         logits = np.empty((len(records), len(self.names)), np.float32)
         for rows in evaluation_batches(lengths, self.batch_bases):
@@ -90,16 +92,14 @@ class Predictor:
 
     def checked(self, record: SequenceRecord) -> SequenceRecord:
         """The record; raises TooLongError when the model cannot read it whole."""
-        for backward in {False, self.both_strands}:
-            self._sample(record, backward)
+        for view in self.views:
+            self._sample(0, record, view)
         return record
 
-    def _sample(self, record: SequenceRecord, backward: bool) -> dict:
+    def _sample(self, number: int, record: SequenceRecord, view: View) -> dict:
         sequences = [s for s in (record.sequence, record.pair) if s is not None]
-        if backward:
-            sequences = [reverse_complement(sequence) for sequence in sequences]
         where = f"{record.where}, record {record.name!r}"
-        ids, types = self.classifier.sequences.encode(sequences, where=where)
+        ids, types = self.classifier.sequences.encode(*view.read(sequences, number), where)
         sample = {"input_ids": ids, "label": np.int64(0)}
         return sample if types is None else sample | {"token_type_ids": types}
 
@@ -126,6 +126,12 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--output", required=True, help=f"file to write: {', '.join(SUFFIXES)}")
     parser.add_argument("--pair-column", help="column with the second sequence of a pair, for models of pairs")
     parser.add_argument("--reverse-complement", default="none", choices=STRANDS, help="average both strands, or not")
+    parser.add_argument("--average-tokens", type=int, default=1, metavar="N",
+                        help="average N tokenisations of every sequence, for StrandBERT models fine-tuned with "
+                             "--augment_tokens; N times the time (default: 1)")  # fmt: skip
+    parser.add_argument("--augment-tokens", type=float, default=0.1, metavar="P",
+                        help="chance that a boundary between two bases ends a token, in all tokenisations but the "
+                             "first; as in fine-tuning (default: 0.1)")  # fmt: skip
     parser.add_argument("--truncate", action="store_true", help="cut sequences that a model with a limit cannot read")
     parser.add_argument("--batch-bases", type=int, help="bp per pass (default: 16384 on a CPU, 262144 on a GPU)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
@@ -145,17 +151,25 @@ def predict_file(options: argparse.Namespace):
     """The command with its options; returns what was read, in the main process."""
     if Path(options.output).suffix not in SUFFIXES:
         raise JobError(f"--output {options.output} must end in one of {', '.join(SUFFIXES)}")
+    if options.average_tokens < 1:
+        raise JobError(f"--average-tokens {options.average_tokens} must be at least 1")
+    if not 0 < options.augment_tokens <= 1:
+        raise JobError(f"--augment-tokens {options.augment_tokens} must lie above 0 and at most at 1")
     check_files(options.output, [], (options.input, options.genome), options.overwrite)
     state = processes(options.cpu or not torch.cuda.is_available())
     classifier = load_predictor(options.model, getattr(torch, options.dtype), options.trust_remote_code)
+    if options.average_tokens > 1 and not classifier.packed:
+        raise JobError("--average-tokens works with StrandBERT models only")
     classifier.model.to(state.device)
     classifier.sequences.truncate = options.truncate
-    predictor = Predictor(classifier, options.reverse_complement, options.batch_bases)
+    views = views_of(options.reverse_complement == "average", options.average_tokens, options.augment_tokens)
+    predictor = Predictor(classifier, views, options.batch_bases)
     settings = {
         "model": fingerprint(classifier.model, classifier.tokenizer),
         "labels": predictor.names,
         "device": state.device.type,
         **{name: getattr(options, name) for name in ("dtype", "reverse_complement", "truncate")},
+        "average_tokens": [options.average_tokens, options.augment_tokens] if options.average_tokens > 1 else None,
     }
 
     def read():

@@ -37,6 +37,24 @@ class View:
     variant: int = 0
     cut_probability: float = 0.0
 
+    def read(self, sequences: list[bytes], row: int) -> tuple[list[bytes], list[tuple[int, ...]]]:
+        """The sequences of a row as this view reads them, and where their tokens begin anew, for `encode`."""
+        if self.reverse:
+            sequences = [reverse_complement(sequence) for sequence in sequences]
+        if not self.variant:
+            return sequences, [()] * len(sequences)
+        rng = np.random.Generator(np.random.Philox(key=[self.variant, row]))
+        return sequences, [random_cuts(len(sequence), self.cut_probability, rng) for sequence in sequences]
+
+
+def views_of(both_strands: bool, tokenisations: int, cut_probability: float) -> tuple[View, ...]:
+    """Every tokenisation of the given strand, or of both; the first view reads the row as it stands."""
+    return tuple(
+        View(reverse, variant, cut_probability)
+        for variant in range(tokenisations)
+        for reverse in (False, True)[: 1 + both_strands]
+    )
+
 
 class SequenceTokenizer:
     """
@@ -164,19 +182,16 @@ class SequenceDataset(torch.utils.data.Dataset):
             return self.sample(row)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + row]))
         sequences = [crop(sequence, self.augmentation.crop, rng) for sequence in self.examples.row(row)]
-        reverse = self.augmentation.reverse_complement and bool(rng.integers(2))
-        return self._sample(row, sequences, reverse, self.augmentation.cut_probability, rng)
+        if self.augmentation.reverse_complement and rng.integers(2):
+            sequences = [reverse_complement(sequence) for sequence in sequences]
+        cuts = [random_cuts(len(sequence), self.augmentation.cut_probability, rng) for sequence in sequences]
+        return self._sample(row, sequences, cuts)
 
     def sample(self, row: int, view: View | None = None) -> dict:
         """A row as a view reads it, not augmented."""
-        view = view or View()
-        rng = np.random.Generator(np.random.Philox(key=[view.variant, row])) if view.variant else None
-        return self._sample(row, self.examples.row(row), view.reverse, view.cut_probability, rng)
+        return self._sample(row, *(view or View()).read(self.examples.row(row), row))
 
-    def _sample(self, row: int, sequences: list[bytes], reverse: bool, cut_probability: float, rng) -> dict:
-        if reverse:
-            sequences = [reverse_complement(sequence) for sequence in sequences]
-        cuts = [() if rng is None else random_cuts(len(sequence), cut_probability, rng) for sequence in sequences]
+    def _sample(self, row: int, sequences: list[bytes], cuts: list[tuple[int, ...]]) -> dict:
         ids, types = self.tokenizer.encode(sequences, cuts, self.examples.where[row])
         sample = {"input_ids": ids, "label": self.examples.labels[row]}
         return sample if types is None else sample | {"token_type_ids": types}

@@ -85,6 +85,29 @@ def test_both_strands(table, classifier_folder):
     assert np.abs(found - expected).max() < 1e-5
 
 
+def test_several_tokenisations_are_averaged(table, classifier_folder):
+    model = StrandBertForSequenceClassification.from_pretrained(classifier_folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "tokenization" / "vocabulary")
+    logits = [expected_logits(model)]
+    for variant in (1, 2):
+        rows = []
+        for row, sequence in enumerate(s.upper().translate(str.maketrans("URY", "TNN")) for s in SEQUENCES):
+            draws = np.random.Generator(np.random.Philox(key=[variant, row])).random(len(sequence) - 1)
+            pieces = "".join(
+                base + " " * int(draw < 0.3) for base, draw in zip(sequence, [*draws, 1], strict=True)
+            ).split()
+            tokens = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+            ids = torch.tensor([[tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id]])
+            with torch.no_grad():
+                rows.append(model(ids).logits[0])
+        logits.append(torch.stack(rows))
+    expected = (sum(logits) / 3).softmax(-1).numpy()
+    options = ["--average-tokens", "3", "--augment-tokens", "0.3"]
+    found = scores(command(table, classifier_folder, *options))
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(found - scores(command(table, classifier_folder, output="plain.parquet"))).max() > 1e-3
+
+
 def test_pairs_depend_on_their_order(table, classifier_folder):
     model = StrandBertForSequenceClassification.from_pretrained(classifier_folder)
     found = scores(command(table, classifier_folder, "--pair-column", "other"))
@@ -205,6 +228,12 @@ def test_other_failures_of_a_padded_batch_are_no_matter_of_memory(table, tmp_pat
         command(table, tmp_path / "bert")
 
 
+def test_other_tokens_of_another_architecture_are_refused(table, tmp_path):
+    save_bert(tmp_path / "bert")
+    with pytest.raises(SystemExit, match="--average-tokens works with StrandBERT models only"):
+        command(table, tmp_path / "bert", "--average-tokens", "2")
+
+
 def test_sequences_too_long_for_a_model_are_found_before_anything_is_computed(table, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
     config = BertConfig(vocab_size=4096, **sizes, pad_token_id=3, max_position_embeddings=100)
@@ -287,6 +316,8 @@ def test_outputs_that_are_not_finite_are_no_prediction(table, classifier_folder,
         (["--pair-column", "second"], "no column 'second'.*--pair-column"),
         (["--sequence-column", "name"], "line 2, record '1': character '0' at position 2"),
         (["--output", "x.npy"], "must end in one of .csv"),
+        (["--average-tokens", "0"], "--average-tokens 0 must be at least 1"),
+        (["--augment-tokens", "1.5"], "--augment-tokens 1.5 must lie above 0 and at most at 1"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(table, classifier_folder, options, message):

@@ -413,6 +413,18 @@ def test_views_are_averaged_at_the_end_and_not_while_training(settings, monkeypa
     assert len(seen) == 3 * 32 + 4 * (32 + 32) and len(set(seen[3 * 32 :])) == 4
 
 
+def test_predictions_of_the_saved_folder_repeat_the_averages(settings, tmp_path):
+    from inference import predict
+
+    folder = run(settings, average_strands=True, augment_tokens=0.2, average_tokens=3)
+    options = ["--reverse-complement", "average", "--average-tokens", "3", "--augment-tokens", "0.2", "--cpu"]
+    output = tmp_path / "again.csv"
+    predict.main([settings["test_file"], "--model", str(folder), "--output", str(output), *options])
+    with open(output, newline="") as file:
+        again = [[float(row[name]) for name in row if name.startswith("probability_")] for row in csv.DictReader(file)]
+    assert np.array(again) == pytest.approx(predictions(folder), abs=1e-5)
+
+
 def test_layers_learn_more_slowly_the_deeper_they_lie(settings, monkeypatch):
     seen = {}
 
