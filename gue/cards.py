@@ -76,16 +76,18 @@ def _published(task: Task) -> str:
 def _leakage(task: Task) -> list[str]:
     texts = []
     for row in read_table("leakage.csv"):
-        repeated = {kind: int(row[kind]) for kind in ("exact", "reverse_complement")}
-        if row["task"] != task.name or not any(repeated.values()):
+        counts = {name: int(value or 0) for name, value in row.items() if name not in ("task", "where")}
+        if row["task"] != task.name or not counts["exact"] + counts["reverse_complement"] + counts["overlapping"]:
             continue
-        kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in repeated.items() if count)
-        other = f", {row['other_label']} with another label" if row["other_label"] != "0" else ""
+        kinds = [f"{counts[kind]} {kind.replace('_', ' ')}" for kind in ("exact", "reverse_complement") if counts[kind]]
+        if counts["other_label"]:
+            kinds.append(f"{counts['other_label']} with another label")
+        if counts["overlapping"]:
+            kinds.append(f"{counts['overlapping']} share 32 bp or more")
+        if counts["overlapping_other_label"]:
+            kinds.append(f"{counts['overlapping_other_label']} of these only with other labels")
         place = row["where"] if " in " in row["where"] else f"repeated within {row['where']}"
-        texts.append(f"{place}: of {int(row['rows']):,} rows {kinds}{other}.")
-    measured = [row["where"] for row in read_table("leakage.csv") if row["task"] == task.name]
-    if measured and not texts:
-        texts.append(f"no repeated sequence, on either strand ({', '.join(measured)}).")
+        texts.append(f"{place}: of {counts['rows']:,} rows {', '.join(kinds)}.")
     return texts
 
 

@@ -13,9 +13,11 @@ import io
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
@@ -23,6 +25,10 @@ from tokenization.alphabet import normalize
 
 MAX_MESSAGES = 3  # of one kind in one file
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
+OVERLAP = 32  # bp that rows share by descent, not by chance; at 2 bits a base they fill a uint64
+CODES = np.full(256, 4, np.uint8)
+CODES[np.frombuffer(b"ACGT", np.uint8)] = 0, 1, 2, 3
+BLOCK_LENGTH = 1 << 22  # bp looked at at once: bounds memory
 
 
 @dataclass
@@ -198,16 +204,21 @@ def leakage(task: Task, splits: dict[str, Split]) -> list[dict]:
         one row per split or pair of splits. Within: `exact` rows beyond the first of their sequence,
         `reverse_complement` rows that only repeat another's other strand. Between, e.g. "test in train": rows of test
         whose sequence, or else whose reverse complement, is in train. `other_label`: those with another label there.
+        `overlapping` (between only): rows that share a stretch of 32 bp, on either strand, with one there, repeats
+        included; `overlapping_other_label`: those that share it with rows of other labels only.
     """
     rows, labels = [], {}
+    kmers = {split: _kmers_by_label(splits[split].rows) for split in ("train", "dev") if split in splits}
     for split, found in splits.items():
-        rows.append({"task": task.name, "where": split, "rows": len(found.rows), **_within(found.rows)})
+        counts = _within(found.rows) | {"overlapping": "", "overlapping_other_label": ""}
+        rows.append({"task": task.name, "where": split, "rows": len(found.rows), **counts})
         labels[split] = {}
         for sequence, label in found.rows:
             labels[split].setdefault(sequence, set()).add(label)
     for first, second in (("dev", "train"), ("test", "train"), ("test", "dev")):
         if first in splits and second in splits:
             counts = _between(splits[first].rows, labels[second])
+            counts |= _overlapping(splits[first].rows, kmers[second])
             rows.append({"task": task.name, "where": f"{first} in {second}", "rows": len(splits[first].rows), **counts})
     return rows
 
@@ -233,6 +244,52 @@ def _between(rows: list[tuple[str, str]], other: dict[str, set[str]]) -> dict[st
     return dict(counts)
 
 
+def _kmers_by_label(rows: list[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """The 32-mers of the rows of each label that has any, ascending."""
+    found = {}
+    for label in {label for _, label in rows}:
+        kmers = [part for part, _ in _canonical_kmers([row for row in rows if row[1] == label])]
+        if sum(map(len, kmers)):
+            found[label] = np.sort(np.concatenate(kmers))
+    return found
+
+
+def _overlapping(rows: list[tuple[str, str]], other: dict[str, np.ndarray]) -> dict[str, int]:
+    same, different = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    labels = np.array([label for _, label in rows])
+    for kmers, places in _canonical_kmers(rows):
+        for label, there in other.items():
+            hit = places[there[np.minimum(np.searchsorted(there, kmers), len(there) - 1)] == kmers]
+            same[hit[labels[hit] == label]] = True
+            different[hit[labels[hit] != label]] = True
+    return {"overlapping": int((same | different).sum()), "overlapping_other_label": int((different & ~same).sum())}
+
+
+def _canonical_kmers(rows: list[tuple[str, str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of (32-mers of either strand, the smaller of the two as uint64; the row of each), without N."""
+    first = 0
+    while first < len(rows):
+        last, length = first, 0
+        while last < len(rows) and (not length or length + len(rows[last][0]) <= BLOCK_LENGTH):
+            length += len(rows[last][0]) + 1
+            last += 1
+        text = "|".join([*(sequence for sequence, _ in rows[first:last]), ""])
+        codes = CODES[np.frombuffer(text.encode(), np.uint8)]
+        places = np.repeat(np.arange(first, last), [len(sequence) + 1 for sequence, _ in rows[first:last]])
+        if len(codes) >= OVERLAP:
+            broken = np.concatenate(([0], np.cumsum(codes > 3)))
+            whole = broken[OVERLAP:] == broken[:-OVERLAP]
+            forward, backward = codes.astype(np.uint64), 3 - np.minimum(codes, 3).astype(np.uint64)
+            width = 1
+            while width < OVERLAP:  # k-mers of twice the width from neighbours
+                shift = np.uint64(2 * width)
+                forward = (forward[:-width] << shift) | forward[width:]
+                backward = backward[:-width] | (backward[width:] << shift)
+                width *= 2
+            yield np.minimum(forward, backward)[whole], places[: len(whole)][whole]
+        first = last
+
+
 def check_task(task: Task, data_dir: str | Path) -> TaskReport:
     """Check every split of one task under `data_dir`."""
     wanted = list(dict.fromkeys(known.split for known in task.splits)) or list(SPLITS)
@@ -250,6 +307,11 @@ def check_task(task: Task, data_dir: str | Path) -> TaskReport:
             notes.append(
                 f"{task.name}: {row['where']}: {row['exact']} of {row['rows']:,} sequences, and "
                 f"{row['reverse_complement']} reverse complements ({row['other_label']} with another label)"
+            )
+        if row["overlapping"]:
+            notes.append(
+                f"{task.name}: {row['where']}: {row['overlapping']} of {row['rows']:,} sequences share {OVERLAP} bp or "
+                f"more ({row['overlapping_other_label']} with other labels only)"
             )
     return TaskReport(task, splits, problems, notes, counts)
 

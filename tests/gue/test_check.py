@@ -4,6 +4,7 @@ import gzip
 
 import pytest
 
+from gue import check
 from gue.check import check_task, is_published, leakage, main, read_content, reverse_complement
 from gue.tasks import TASKS, find_task
 from tests.gue.conftest import random_rows, write_split
@@ -127,13 +128,44 @@ def test_leakage_counts_exact_and_reverse_complement_rows(tmp_path):
     }
 
 
+def test_overlaps_are_those_of_a_search_for_every_stretch(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "BLOCK_LENGTH", 300)  # several blocks
+    (a, _), (b, _), (c, _), (d, _) = random_rows(4, 101, 8)
+    train = [(a, 0), (b, 1), (c, 1), (d[:60] + "N" + d[61:], 0), ("ACGT" * 5, 0)]
+    test = [
+        (c[:70] + a[:31], 0),  # 70 bp of one with the other label; 31 bp are too few
+        (reverse_complement(b)[40:80] + d[20:61], 1),  # 40 bp of the other strand; 40 bp up to an N, of the other label
+        (d[30:90], 0),  # 30 bp, N, 29 bp
+        (a[:31] + b[:31], 1),  # nothing across a border
+        (reverse_complement(a)[:32], 1),
+        ("ACGT" * 5, 0),  # a repeat that is too short to overlap
+    ]
+    write_split(tmp_path / "tf/0/train.csv", train)
+    write_split(tmp_path / "tf/0/test.csv", test)
+    stretches = {}
+    for sequence, label in train:
+        for strand in (sequence, reverse_complement(sequence)):
+            for start in range(len(strand) - 31):
+                stretches.setdefault(strand[start : start + 32], set()).add(label)
+    labels = [set().union(*(stretches.get(s[i : i + 32], set()) for i in range(len(s) - 31))) for s, _ in test]
+    expected = (
+        sum(map(bool, labels)),
+        sum(bool(there) and test[row][1] not in there for row, there in enumerate(labels)),
+    )
+    found = leakage(TF0, check_task(TF0, tmp_path).splits)[-1]
+    assert found["where"] == "test in train"
+    assert (found["overlapping"], found["overlapping_other_label"]) == expected == (3, 2)
+    notes = check_task(TF0, tmp_path).notes
+    assert "tf/0: test in train: 3 of 6 sequences share 32 bp or more (2 with other labels only)" in notes
+
+
 def test_command_prints_and_fails_when_something_is_wrong(data_dir, capsys, tmp_path):
     assert main([str(data_dir), "--tasks", "tf/0", "tf/1", "--csv", str(tmp_path / "leakage.csv")]) == 1
     printed = capsys.readouterr().out
     assert "0 of 2 tasks are complete and as known" in printed and "not there at all: tf/1" in printed
     assert (tmp_path / "leakage.csv").read_text().splitlines()[
         0
-    ] == "task,where,rows,exact,reverse_complement,other_label"
+    ] == "task,where,rows,exact,reverse_complement,other_label,overlapping,overlapping_other_label"
 
 
 def test_command_names_near_tasks(data_dir, capsys):
