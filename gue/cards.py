@@ -74,10 +74,13 @@ def _published(task: Task) -> str:
 
 
 def _leakage(task: Task) -> list[str]:
-    texts = []
+    texts, clean = [], []
     for row in read_table("leakage.csv"):
+        if row["task"] != task.name:
+            continue
         counts = {name: int(value or 0) for name, value in row.items() if name not in ("task", "where")}
-        if row["task"] != task.name or not counts["exact"] + counts["reverse_complement"] + counts["overlapping"]:
+        if not counts["exact"] + counts["reverse_complement"] + counts["overlapping"]:
+            clean.append(row["where"])
             continue
         kinds = [f"{counts[kind]} {kind.replace('_', ' ')}" for kind in ("exact", "reverse_complement") if counts[kind]]
         if counts["other_label"]:
@@ -88,6 +91,8 @@ def _leakage(task: Task) -> list[str]:
             kinds.append(f"{counts['overlapping_other_label']} of these only with other labels")
         place = row["where"] if " in " in row["where"] else f"repeated within {row['where']}"
         texts.append(f"{place}: of {counts['rows']:,} rows {', '.join(kinds)}.")
+    if clean:
+        texts.append(f"no repeated sequence, on either strand ({', '.join(clean)}).")
     return texts
 
 

@@ -336,7 +336,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path, help="folder that holds GUE/ (or tf/, EMP/, ...), .csv or .csv.gz")
     parser.add_argument("--tasks", nargs="+", default=["all"], help="names, groups (EMP), suites (GUE); default: all")
-    parser.add_argument("--csv", type=Path, help="write the duplicate counts of every split and pair of splits here")
+    parser.add_argument(
+        "--csv", type=Path, help="write the counts of repeats and overlaps of every split and pair of splits here"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.data_dir.is_dir():
         parser.error(f"{arguments.data_dir} is not a folder")

@@ -30,6 +30,7 @@ def test_card_tells_of_overlaps_without_repeats():
     text = card(TASKS["mouse/2"])
     assert "test in train: of 328 rows 96 share 32 bp or more, 1 of these only with other labels." in text
     assert "exact" not in text
+    assert "no repeated sequence, on either strand (train, dev, test)." in text
 
 
 def test_covid_card_has_both_sizes():
