@@ -43,6 +43,7 @@ class Predictor:
 
     Args:
         views: ways of reading a sequence; their outputs are averaged.
+        batch_bases: bp of one pass; None for `BATCH_BASES`.
     """
 
     def __init__(self, classifier: Classifier, views: tuple[View, ...] = (View(),), batch_bases: int | None = None):

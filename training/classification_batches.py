@@ -38,7 +38,7 @@ class View:
     cut_probability: float = 0.0
 
     def read(self, sequences: list[bytes], row: int) -> tuple[list[bytes], list[tuple[int, ...]]]:
-        """The sequences of a row as this view reads them, and where their tokens begin anew, for `encode`."""
+        """The sequences of a row as this view reads them, and where in bp their tokens begin anew."""
         if self.reverse:
             sequences = [reverse_complement(sequence) for sequence in sequences]
         if not self.variant:
