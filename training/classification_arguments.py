@@ -238,7 +238,10 @@ class FineTuningArguments(RunArguments):
             raise ValueError(
                 f"metric_for_best_model is {self.metric_for_best_model!r}; it must be one of {', '.join(BEST_METRICS)}"
             )
-        self.metric_for_best_model, self.greater_is_better = chosen, BEST_METRICS[chosen]
+        greater = BEST_METRICS[chosen]
+        if self.greater_is_better not in (None, greater):
+            raise ValueError(f"greater_is_better is {self.greater_is_better}; of {chosen} it is {greater}")
+        self.metric_for_best_model, self.greater_is_better = chosen, greater
         if self.warmup_steps is None and self.warmup_ratio is None:
             self.warmup_steps = 50
         for name in ("augment_tokens", "layer_decay", "label_smoothing_factor", "ema_decay"):

@@ -666,6 +666,7 @@ def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
         ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
         ({"metric_for_best_model": "eval_f1"}, "'eval_f1'; it must be one of eval_loss, eval_mcc"),
         ({"metric_for_best_model": "eval_mcc", "problem_type": "regression"}, "eval_mcc is for classes"),
+        ({"greater_is_better": True}, "greater_is_better is True; of eval_loss it is False"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5; it must lie from 0 to 1"),
         ({"average_strands": "both"}, "average_strands is 'both'; it must be true, false or auto"),
         ({"augment_reverse_complement": "auto"}, "--augment_reverse_complement auto follows the task"),
