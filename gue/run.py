@@ -347,9 +347,12 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
 def main(argv: list[str] | None = None) -> int:
     """Run the grid; returns 1 when any run of it has no result."""
     parser, arguments = parse(argv)
-    if not re.search(r"\w", arguments.name) or not arguments.data_dir.is_dir() or not arguments.script.is_file():
-        wrong = {"--name": arguments.name, "--data_dir": arguments.data_dir, "--script": arguments.script}
-        parser.error(f"not usable: {', '.join(f'{flag} {value}' for flag, value in wrong.items())}")
+    if not re.search(r"\w", arguments.name):
+        parser.error(f"--name {arguments.name!r} has no letter or digit")
+    if not arguments.data_dir.is_dir():
+        parser.error(f"--data_dir {arguments.data_dir}: no such folder")
+    if not arguments.script.is_file():
+        parser.error(f"--script {arguments.script}: no such file")
     try:
         tasks = find_tasks(arguments.tasks)
         arguments.weights = weights_digest(arguments)

@@ -268,7 +268,7 @@ def test_missing_folder_or_script_is_named(flags, tmp_path, flag, capsys):
     flags[flags.index(flag) + 1] = "nowhere"
     with pytest.raises(SystemExit):
         main([*flags, "--output_dir", str(tmp_path / "out")])
-    assert f"{flag} nowhere" in capsys.readouterr().err
+    assert f"error: {flag} nowhere: no such" in capsys.readouterr().err
 
 
 def test_full_disk_is_said_and_nothing_is_computed_twice(flags, tmp_path, monkeypatch):
