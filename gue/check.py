@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
+from gue.tasks import SPLITS, KnownSplit, Task, UnknownTaskError, find_tasks
 from tokenization.alphabet import normalize
 
 MAX_MESSAGES = 3  # of one kind in one file
@@ -80,10 +80,10 @@ def read_content(path: Path) -> bytes:
         raise ValueError(f"{path}: damaged gzip file ({error}); download or copy it again") from None
 
 
-def is_published(task: Task, split: str, content: bytes) -> bool:
-    """Whether the content is a known form of the split, whatever its line ends."""
-    hashes = {known.sha256 for known in task.splits if known.split == split}
-    return bool(hashes.intersection(split_hashes(content)))
+def published_form(task: Task, split: str, content: bytes) -> KnownSplit | None:
+    """Find the known form of the split that has this content, whatever its line ends."""
+    hashes = split_hashes(content)
+    return next((known for known in task.splits if known.split == split and known.sha256 in hashes), None)
 
 
 def check_split(task: Task, split: str, path: Path) -> Split:
@@ -159,7 +159,7 @@ def _compare_size(task: Task, split: str, found: Split, content: bytes):
     known = [form for form in task.splits if form.split == split]
     if not known or (found.problems and not found.rows):
         return
-    if is_published(task, split, content):
+    if published_form(task, split, content):
         if found.sha256 not in {form.sha256 for form in known}:
             found.notes.append(f"{found.path}: as published, with other line ends")
         return

@@ -66,6 +66,12 @@ class Comparison:
     flops_unit: str
 
 
+DATA_NOTES = (
+    ("other", "not the published files"),
+    ("variant", "published files, but not those of the published scores"),
+    ("unknown", "no hash of the published files known"),
+)
+
 COMPARISONS = (
     Comparison("DNABERT-2 paper", lambda task: task.metric, "DNABERT-2"),
     Comparison("dnaGrinder paper", lambda task: "mcc" if task.group == "EMP" else "accuracy", "dnaGrinder"),
@@ -125,12 +131,17 @@ def common_tasks(measured: dict[str, dict[str, Measured]]) -> list[Task]:
     return [task for task in TASKS.values() if measured and all(task.name in scores for scores in measured.values())]
 
 
+def other_files(measured: dict[str, dict[str, Measured]]) -> set[str]:
+    """Tasks that a model was trained or tested on in another published form than that of the published scores."""
+    return {task for scores in measured.values() for task, cell in scores.items() if "variant" in cell.data.split()}
+
+
 def render(measured: dict[str, dict[str, Measured]], rows: list[dict], folder: Path, page: Path | None) -> str:
     """The whole report as markdown; draws the plots into `folder`."""
     parts = [_what_was_run(measured, rows)]
     for comparison in COMPARISONS:
         parts.append(_comparison(comparison, measured, rows, folder, page))
-    parts += [_without_published(measured), _not_run(measured)]
+    parts += [_measured_means(measured), _without_published(measured), _not_run(measured)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -148,7 +159,7 @@ def _what_was_run(measured, rows) -> str:
         collapsed = [f"{task} ({c.collapsed} of {len(c.seeds)})" for task, c in scores.items() if c.collapsed]
         collapse = f"; collapsed to one answer: {_list(collapsed)}" if collapsed else ""
         data = ""
-        for value, words in (("other", "not the published files"), ("unknown", "no hash of the published files known")):
+        for value, words in DATA_NOTES:
             if tasks := [task for task, cell in scores.items() if value in cell.data.split()]:
                 data += f"; {words}: {_list(tasks)}"
         count = f"{len(scores)} tasks, seeds {_list(seeds)}"
@@ -172,13 +183,18 @@ def _comparison(comparison: Comparison, measured, rows, folder: Path, page: Path
         for name, scores in measured.items()
     }
     numbers = {**numbers, **published}
-    common = [task for task in tasks if all(task.name in scores for scores in measured.values())]
+    common = [task for task in common_tasks(measured) if task in tasks and task.name not in other_files(measured)]
     full = {
         model: [scores[task.name] for task in common]
         for model, scores in numbers.items()
         if common and all(scores.get(task.name) is not None for task in common)
     }
     parts = [f"### Beside the {comparison.source}", _scores_table(comparison, measured, numbers, tasks, common)]
+    if any(task.name in other_files(measured) for task in tasks):
+        parts.append(
+            "† The published scores are of other files than the measured ones (see the task's card): in no mean, rank "
+            "or count, and no best score is marked."
+        )
     if full:
         parts.append(_summary_table(comparison, measured, rows, full))
     if len(full) > 1 and len(common) > 1:
@@ -187,11 +203,24 @@ def _comparison(comparison: Comparison, measured, rows, folder: Path, page: Path
         link = os.path.relpath(path, page.parent if page else folder)
         difference = critical_difference(len(full), len(common))
         parts.append(
-            f"Average ranks over {len(common)} tasks; models joined by a bar do not differ (Nemenyi test, p < 0.05, "
-            f"critical difference {difference:.2f}; Friedman test p = {friedman_p(full):.2g}).\n\n"
+            f"Average ranks over {len(common)} tasks; models joined by a bar cannot be told apart by them (Nemenyi "
+            f"test, p < 0.05, critical difference {difference:.2f}; Friedman test p = {friedman_p(full):.2g}).\n\n"
             f"![Critical difference]({Path(link).as_posix()})"
         )
     return "\n\n".join(parts)
+
+
+def _measured_means(measured) -> str:
+    common = common_tasks(measured)
+    if len(measured) < 2 or len(common) < 2:
+        return ""
+    table = [["tasks", "metric", *measured]]
+    for metric, title in METRIC_NAMES.items():
+        of = [task for task in common if task.metric == metric]
+        means = [{task.name: scores[task.name].mean(metric) for task in of} for scores in measured.values()]
+        if of:
+            table.append([f"{len(of)}: {_list(task.name for task in of)}", title, *(_mean(each, of) for each in means)])
+    return f"### Means of the measured models\n\nOver the tasks that all of them ran.\n\n{_markdown(table)}"
 
 
 def _without_published(measured) -> str:
@@ -210,19 +239,21 @@ def _scores_table(comparison: Comparison, measured, numbers, tasks: list[Task], 
     for task in tasks:
         metric = comparison.metric(task)
         values = {model: scores.get(task.name) for model, scores in numbers.items()}
-        best = max(value for value in values.values() if value is not None)
+        mark = " †" * (task.name in other_files(measured))
+        best = None if mark else max(value for value in values.values() if value is not None)
         cells = []
         for model, value in values.items():
             text = "-" if value is None else f"{value:.2f}"
             if model in measured and task.name in measured[model]:
                 text = measured[model][task.name].text(metric)
-            cells.append(f"**{text}**" if value == best else text)
-        table.append([task.name, METRIC_NAMES[metric], *cells])
+            cells.append(f"**{text}**" if value is not None and value == best else text)
+        table.append([task.name + mark, METRIC_NAMES[metric], *cells])
     groups: dict[str, list[Task]] = {}
     for task in common:
         groups.setdefault(task.group, []).append(task)
     means = {f"mean {group} ({len(of)})": of for group, of in groups.items() if len(of) > 1}
-    means[f"mean of {len(common)} tasks"] = common
+    if common:
+        means[f"mean of {len(common)} tasks"] = common
     for title, of in means.items():
         table.append([title, "", *(_mean(scores, of) for scores in numbers.values())])
     return _markdown(table)

@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from gue.check import is_published, read_content
+from gue.check import published_form, read_content
 from gue.cost import count_flops
 from gue.results import COLUMNS, ResultsError, append_row, locked, read_results, row_key
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
@@ -183,16 +183,18 @@ def weights_digest(arguments: argparse.Namespace) -> str:
 
 def data_origin(task: Task, data_dir: Path) -> str:
     """
-    "published": every split that is there is a known published file; "other": one is not; "unknown": neither can be
-    said, because not all published forms of a split have a known hash.
+    "published": every split that is there is a known published file; "variant": one is of a published form that the
+    published scores are not of; "other": one is none; "unknown": neither can be said, because not all published forms
+    of a split have a known hash.
     """
     found = set()
     for split in SPLITS:
         if path := task.file(data_dir, split):
+            form = published_form(task, split, read_content(path))
             hashes = [known.sha256 for known in task.splits if known.split == split]
             differs = "other" if hashes and all(hashes) else "unknown"
-            found.add("published" if is_published(task, split, read_content(path)) else differs)
-    return next(origin for origin in ("other", "unknown", "published") if origin in found)
+            found.add(differs if form is None else "published" if form.scored else "variant")
+    return next(origin for origin in ("other", "variant", "unknown", "published") if origin in found)
 
 
 def run_grid(arguments: argparse.Namespace, runs: list[Run]):

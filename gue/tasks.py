@@ -23,12 +23,17 @@ class UnknownTaskError(ValueError):
 
 @dataclass(frozen=True)
 class KnownSplit:
-    """One published form of one split: rows, sha256 of the uncompressed file (CRLF line ends; "" unknown), source."""
+    """
+    One published form of one split: rows, sha256 of the uncompressed file (CRLF line ends; "" unknown), source.
+
+    `scored`: the published scores are of this form, as far as is known.
+    """
 
     split: str
     rows: int
     sha256: str
     source: str
+    scored: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def read_table(name: str) -> list[dict[str, str]]:
 def _load() -> dict[str, Task]:
     splits = {}
     for row in read_table("splits.csv"):
-        known = KnownSplit(row["split"], int(row["rows"]), row["sha256"], row["source"])
+        known = KnownSplit(row["split"], int(row["rows"]), row["sha256"], row["source"], row["scored"] == "1")
         splits.setdefault(row["task"], []).append(known)
     tasks = {}
     for row in read_table("tasks.csv"):

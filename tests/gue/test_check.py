@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from gue import check
-from gue.check import check_task, is_published, leakage, main, read_content, reverse_complement
+from gue.check import check_task, leakage, main, published_form, read_content, reverse_complement
 from gue.tasks import TASKS, find_task
 from tests.gue.conftest import random_rows, write_split
 
@@ -186,7 +186,7 @@ def test_published_form_without_known_hash_is_a_note(tmp_path):
 def test_real_sets_are_as_published(shared_data, name):
     report = check_task(TASKS[name], shared_data("data"))
     assert report.problems == []
-    assert all(is_published(report.task, split, read_content(found.path)) for split, found in report.splits.items())
+    assert all(published_form(report.task, split, read_content(found.path)) for split, found in report.splits.items())
 
 
 @pytest.mark.shared

@@ -181,6 +181,17 @@ def test_every_origin_of_the_data_is_named(results, tmp_path):
     assert data == {"tf/0": "other published", "tf/1": "unknown", "tf/2": "published"}
 
 
+def test_published_scores_of_other_files_are_shown_but_not_averaged(results, tmp_path):
+    tasks = {"tf/0": "published", "tf/1": "published", "enhancers": "variant"}
+    path = results(*(row(name, task=task, data=data) for name in ("mine", "theirs") for task, data in tasks.items()))
+    main([str(path), "--output_dir", str(tmp_path)])
+    report = (tmp_path / "report.md").read_text()
+    assert "published files, but not those of the published scores: enhancers\n" in report
+    assert "| enhancers † | accuracy | 55.00 | 55.00 | 71.75 | 79.25 |" in report and "**79.25**" not in report
+    assert "| mean of 2 tasks |" in report and "Average ranks over 2 tasks" in report and "of 3 |" not in report
+    assert "| 2: tf/0, tf/1 | MCC | 50.00 | 50.00 |\n| 1: enhancers | accuracy | 55.00 | 55.00 |" in report
+
+
 def test_scores_csv_holds_measured_and_published(results, tmp_path):
     main([str(results(row(seed=0), row(seed=1, mcc=0.7))), "--output_dir", str(tmp_path)])
     with open(tmp_path / "scores.csv", newline="") as file:

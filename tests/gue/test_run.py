@@ -48,18 +48,26 @@ def test_grid_has_one_row_per_task_learning_rate_and_seed(flags, tmp_path):
     assert {row["data"] for row in rows} == {"other"}  # random rows are not the published files
 
 
-def test_data_are_published_other_or_unknown(data_dir):
+def test_data_are_published_variant_other_or_unknown(data_dir):
     task = find_task("tf/0")
     known = {split: hashlib.sha256(task.file(data_dir, split).read_bytes()).hexdigest() for split in SPLITS}
 
-    def origin(**changes):
-        splits = tuple(KnownSplit(split, 12, sha256, "here") for split, sha256 in (known | changes).items())
+    def origin(scored=True, **changes):
+        splits = tuple(KnownSplit(split, 12, sha256, "here", scored) for split, sha256 in (known | changes).items())
         return data_origin(dataclasses.replace(task, splits=splits), data_dir)
 
     assert origin() == "published"
     assert origin(train="") == "unknown"
     assert origin(train="0" * 64) == "other"
     assert origin(train="", test="0" * 64) == "other"
+    assert origin(scored=False) == "variant"
+    assert origin(scored=False, train="") == "variant"
+
+
+def test_real_enhancer_files_are_not_those_of_the_published_scores(shared_data):
+    folder = shared_data("data")
+    assert find_task("enhancers").file(folder, "train")
+    assert data_origin(find_task("enhancers"), folder) == "variant"
 
 
 def test_same_command_again_runs_nothing(flags, tmp_path):
