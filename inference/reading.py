@@ -104,10 +104,13 @@ def read_records(
     elif suffix in DELIMITERS:
         rows = _delimited_rows(path, DELIMITERS[suffix], sequence_column, name_column, pair_column)
     elif suffix == ".parquet":
+        check_plain_parquet(path)
         rows = _parquet_rows(path, sequence_column, name_column, pair_column)
     else:
-        known = ", ".join([*FASTA_SUFFIXES, *FASTQ_SUFFIXES, *DELIMITERS, ".parquet", *TEXT_SUFFIXES, ".bed"])
-        raise SequenceInputError(f"{path}: unknown kind of file {suffix!r}; known are {known} (also with .gz)")
+        known = ", ".join([*FASTA_SUFFIXES, *FASTQ_SUFFIXES, *DELIMITERS, *TEXT_SUFFIXES, ".bed"])
+        raise SequenceInputError(
+            f"{path}: unknown kind of file {suffix!r}; known are {known} (also with .gz), .parquet"
+        )
     return _checked_records(path, rows)
 
 
@@ -169,12 +172,33 @@ def read_lines(path: str | Path) -> Iterator[str]:
     with open(path, "rb") as file:
         compressed = file.read(2) == GZIP_MAGIC
     with gzip.open(path, "rb") if compressed else open(path, "rb") as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
         try:
-            yield from io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+            yield from text
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SequenceInputError(f"{path}: damaged gzip file ({error}); download or copy it again") from None
         except UnicodeDecodeError as error:
-            raise SequenceInputError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#x})") from None
+            binary.seek(0)
+            lines = enumerate(binary, 1)
+            line = next((number for number, content in lines if not _is_text(content)), 1)
+            raise SequenceInputError(
+                f"{path}, line {line}: byte {error.object[error.start]:#x} is not UTF-8 text; save the file as UTF-8 "
+                '(Excel calls it "CSV UTF-8")'
+            ) from None
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def check_plain_parquet(path: Path):
+    """Raise SequenceInputError for a Parquet file with another suffix behind, such as .gz."""
+    if path.suffix.lower() != ".parquet":
+        raise SequenceInputError(f"{path}: Parquet is compressed inside; unpack the file to .parquet first")
 
 
 def _fasta_records(path: Path) -> Iterator[SequenceRecord]:

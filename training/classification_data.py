@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.reading import SequenceInputError, read_lines, reverse_complement
+from inference.reading import SequenceInputError, check_plain_parquet, read_lines, reverse_complement
 from tokenization.alphabet import normalize
 from training.sources import COMPRESSED_SUFFIXES, DELIMITERS, SPLIT_SEED
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-MISSING = ("", "nan", "na", "n/a", "none", "null")  # what missing values of a table look like, in lower case
+MISSING = ("", "nan", "na", "n/a")  # what missing values of a table look like, in lower case
+MISSING_AMONG_NUMBERS = ("none", "null")  # among words these are names of classes
 OTHER_DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "vertical bars", ",": "commas"}
 MOST_CLASSES = 1000
 
@@ -165,22 +166,29 @@ def read_labelled(
 
 def split_off_validation(examples: Examples, percentage: float) -> tuple[Examples, Examples]:
     """
-    Hold out about `percentage` percent of the rows; duplicates and reverse complements stay on one side.
+    Hold out about `percentage` percent of the rows of each class, and one row at least where there are others;
+    duplicates and reverse complements stay on one side.
 
     The same rows whatever the seed of a run, so that seeds can be compared.
 
     Raises:
         LabelledDataError: too few rows to hold any out.
     """
+    classes = examples.labels if examples.labels.ndim == 1 else np.zeros(len(examples), dtype=np.int64)
     groups: dict[tuple, list[int]] = {}
     for row, key in enumerate(_strand_free_keys(examples)):
         groups.setdefault(key, []).append(row)
     members = list(groups.values())
-    target, held_out = len(examples) * percentage / 100, []
+    sizes = np.bincount(classes)
+    several = np.bincount([classes[rows[0]] for rows in members], minlength=len(sizes)) > 1
+    room = np.where(several, np.maximum(sizes * percentage / 100, 1), 0)  # rows of each class still to be held out
+    held_out = []
     for index in np.random.default_rng(SPLIT_SEED).permutation(len(members)):
-        if len(held_out) + len(members[index]) <= max(target, 1):
+        of = classes[members[index][0]]
+        if len(members[index]) <= room[of]:
             held_out += members[index]
-    if not held_out or len(held_out) == len(examples):
+            room[of] -= len(members[index])
+    if not held_out:
         raise LabelledDataError(
             f"{len(examples)} rows are too few to hold out {percentage:g} percent of them; give --validation_file"
         )
@@ -261,10 +269,11 @@ def _table(path: Path, names: list[str]) -> Iterator[tuple[str, list[str]]]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED_SUFFIXES]
     suffix = suffixes[-1] if suffixes else ""
     if suffix == ".parquet":
+        check_plain_parquet(path)
         return _parquet(path, names)
     if suffix not in DELIMITERS:
-        known = ", ".join([*DELIMITERS, ".parquet"])
-        raise LabelledDataError(f"{path}: unknown kind of table {suffix!r}; known are {known} (also with .gz)")
+        known = ", ".join(DELIMITERS)
+        raise LabelledDataError(f"{path}: unknown kind of table {suffix!r}; known are {known} (also with .gz), .parquet")
     return _delimited(path, DELIMITERS[suffix], names)
 
 
@@ -306,7 +315,7 @@ def _parquet(path: Path, names: list[str]) -> Iterator[tuple[str, list[str]]]:
                     number += 1
                     values = (row[name] for name in names)
                     yield f"row {number}", [_text(value) for value in values]
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: damaged pages
         raise LabelledDataError(f"{path}: not a readable Parquet file ({error})") from None
 
 
@@ -362,6 +371,12 @@ def _classes(rows: list, column: str, class_names: Sequence[str] | None) -> list
             raise LabelledDataError(
                 f"{first_places[decimals[0]]}: label {decimals[0]!r} in column {column!r} is a decimal number, no "
                 f"class. {advice}"
+            )
+        lost = [value for value in first_places if value.lower() in MISSING_AMONG_NUMBERS]
+        if lost and any(number is not None for number in numbers.values()):
+            raise LabelledDataError(
+                f"{first_places[lost[0]]}: no label in column {column!r} ({lost[0]!r} among numbers); complete or "
+                "remove it"
             )
         names = sorted(first_places)
     else:

@@ -92,7 +92,7 @@ def test_reverse_complement_of_the_reverse_complement(sequence):
         ("x.csv", "sequence,sequence\nACGT,1\n", "two columns 'sequence'"),
         ("x.csv", "sequence,label\nACGT,1\nACGT\n", "line 3: 1 fields, but the header has 2"),
         ("x.csv", 'sequence\n"ACGT\n', "line 2: unexpected end"),
-        ("x.csv", b"sequence\nAC\xff\n", "not UTF-8 text"),
+        ("x.csv", b"sequence\nAC\xff\n", "x.csv, line 2: byte 0xff is not UTF-8 text; save the file as UTF-8"),
         ("x.csv", "sequence\n", "holds no sequence"),
         ("x.csv", "", r"no column 'sequence'; the columns are \(none\)"),
         ("x.txt", ">a\nACGT\n", "line 1: this is FASTA"),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from inference.reading import SequenceInputError
 from training.classification_data import (
     MULTI_LABEL,
     REGRESSION,
@@ -36,7 +37,7 @@ def read(folder, text, name="train.csv", columns=None, problem_type=None, **othe
 
 
 def error(folder, text, **options) -> str:
-    with pytest.raises(LabelledDataError) as caught:
+    with pytest.raises(SequenceInputError) as caught:
         read(folder, text, **options)
     return str(caught.value)
 
@@ -173,6 +174,21 @@ def test_multi_label_columns_hold_0_and_1_only(tmp_path):
     assert "line 2: '2' in column 'b' is neither 0 nor 1" in error(tmp_path, "sequence,a,b\nAC,0,2\n", columns=columns)
 
 
+def test_none_is_a_class_among_words_and_a_missing_value_among_numbers(tmp_path):
+    assert read(tmp_path, "sequence,label\nAC,none\nAG,promoter\n")[1].names == ("none", "promoter")
+    found = error(tmp_path, "sequence,label\nAC,0\nAG,1\nAT,None\n")
+    assert "line 4: no label in column 'label' ('None' among numbers)" in found
+
+
+def test_damaged_and_zipped_parquet_files_are_named(tmp_path):
+    table = pyarrow.table({"sequence": ["ACGT" * 50] * 500, "label": list(range(500))})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    assert "x.parquet.gz: Parquet is compressed inside" in error(tmp_path, gzip.compress(content), name="x.parquet.gz")
+    damaged = content[:20] + bytes(40) + content[60:]
+    assert "x.parquet: not a readable Parquet file" in error(tmp_path, damaged, name="x.parquet")
+
+
 @pytest.mark.parametrize("value", ["abc", "inf", "1,5"])
 def test_regression_wants_numbers(tmp_path, value):
     found = error(tmp_path, f'sequence,label\nAC,1\nAC,"{value}"\n', problem_type=REGRESSION)
@@ -229,6 +245,17 @@ def test_a_held_out_part_shares_no_sequence_with_the_rest(tmp_path_factory, sequ
     assert len(train) + len(validation) == len(sequences) and len(validation) <= len(sequences) / 4
     assert shared_rows({"train": train, "validation": validation}) == []
     assert sorted(train.where + validation.where) == sorted(examples["train"].where)
+
+
+def test_every_class_is_held_out_in_its_share(tmp_path):
+    sequences = ["".join("ACGT"[row >> shift & 3] for shift in (8, 6, 4, 2, 0)) + "AAAC" for row in range(200)]
+    labels = ["rare" if row % 20 == 0 else "single" if row == 1 else "common" for row in range(200)]
+    rows = zip(sequences, labels, strict=True)
+    examples, found = read(tmp_path, "sequence,label\n" + "".join(f"{s},{label}\n" for s, label in rows))
+    train, validation = split_off_validation(examples["train"], 5)
+    assert found.names == ("common", "rare", "single")
+    assert np.bincount(validation.labels, minlength=3).tolist() == [9, 1, 0]  # the one row of a class is trained on
+    assert np.bincount(train.labels).tolist() == [180, 9, 1]
 
 
 def test_a_table_with_one_sequence_is_no_table_of_pairs(tmp_path):
