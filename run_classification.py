@@ -27,7 +27,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,6 @@ from training.classification_data import (
     REGRESSION,
     SINGLE_LABEL,
     Columns,
-    Labels,
     pair_columns,
     read_labelled,
     shared_rows,
@@ -72,18 +71,27 @@ from training.classification_model import (
     Classifier,
     ModelError,
     add_lora,
+    last_linear,
     load_classifier,
     load_config,
     load_tokenizer,
     scale_outputs,
 )
-from training.classification_results import RESULTS_FILE, Data, count_parameters, show_results, write_results
+from training.classification_results import (
+    REPORTS,
+    RESULTS_FILE,
+    Data,
+    count_parameters,
+    show_results,
+    write_results,
+)
 from training.classification_trainer import (
     ClassificationTrainer,
     CollapseError,
     balanced_weights,
 )
 from training.command_line import SettingsError, check_processes, parse_settings, set_up_logging
+from training.kmer_logistic import CONFIG_FILE as KMER_CONFIG
 from training.kmer_logistic import NAME as KMER_LOGISTIC
 from training.kmer_logistic import KmerLogistic
 from training.metric_plots import draw_training
@@ -93,7 +101,7 @@ logger = logging.getLogger("run_classification")
 
 FINAL_FOLDER = ".final"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-WRITTEN = (RESULTS_FILE, "config.json", "model.safetensors", *ADAPTER_FILES, "kmer_logistic.json")
+WRITTEN = ("config.json", "model.safetensors", *ADAPTER_FILES, KMER_CONFIG, *REPORTS)
 FREE_TO_CHANGE = ("recipe", "trust_remote_code", "attn_implementation")  # between the sessions of one run
 FIXED_TRAINING_SETTINGS = (
     "seed",
@@ -115,7 +123,20 @@ FIXED_TRAINING_SETTINGS = (
     "augment_crop",
     "average_strands",
     "average_tokens",
+    "eval_strategy",
+    "eval_steps",
+    "early_stopping",
+    "bf16",
+    "fp16",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
 )
+# Settings of a network that would change the k-mer baseline's answer if it could follow them.
+NOT_OF_KMER_LOGISTIC = ("use_lora", "merge_lora", "max_seq_length", "truncate", "class_weights", "learning_rate_sweep",
+                        "augment_tokens", "augment_crop", "average_tokens", *STRAND_SETTINGS)  # fmt: skip
 
 
 def main(argv: list[str] | None = None):
@@ -203,6 +224,14 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: F
             f"--validation_split_percentage {data_args.validation_split_percentage:g} must lie between 0 and 100: "
             "without validation rows the best step cannot be chosen"
         )
+    if data_args.max_train_samples is not None and data_args.max_train_samples < 1:
+        raise SettingsError(f"--max_train_samples {data_args.max_train_samples} leaves nothing to train on")
+    if model_args.model_name_or_path == KMER_LOGISTIC:
+        default = {field.name: field.default for group in (model_args, data_args, args) for field in fields(group)}
+        given = {name: value for group in (model_args, data_args, args) for name, value in vars(group).items()}
+        ignored = [name for name in NOT_OF_KMER_LOGISTIC if given[name] and given[name] != default[name]]
+        if ignored:
+            raise SettingsError(f"--{ignored[0]} is of no use to {KMER_LOGISTIC}; leave it out")
     for rate in (args.learning_rate, *args.learning_rate_sweep):
         if rate is not None and not 0 < rate < math.inf:
             raise SettingsError(f"a learning rate of {rate:g} trains nothing; 3e-5 is what both papers use")
@@ -237,7 +266,7 @@ def read_data(data_args: DataArguments) -> Data:
     if held_out:
         train, validation = split_off_validation(splits["train"], data_args.validation_split_percentage)
         splits = {"train": train, "validation": validation} | {name: splits[name] for name in splits if name == "test"}
-    if data_args.max_train_samples:
+    if data_args.max_train_samples is not None:
         splits["train"] = splits["train"].take(range(min(data_args.max_train_samples, len(splits["train"]))))
     report = {
         "rows": {name: len(examples) for name, examples in splits.items()},
@@ -314,13 +343,17 @@ def settle_settings(model_args: ModelArguments, data: Data, args: FineTuningArgu
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-def build_classifier(model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> Classifier:
-    """Model and tokenizer, with adapters where they are asked for. Raises ModelError."""
+def build_classifier(model_args: ModelArguments, data_args: DataArguments, data: Data) -> Classifier:
+    """
+    Model and tokenizer, with adapters where they are asked for. Raises ModelError.
+
+    What predictions must know is in the config: whether a row is a pair, and the tokens that longer rows were cut to.
+    """
     source = model_args.model_name_or_path or model_args.config_name
     trust = model_args.trust_remote_code
     config = load_config(
         source,
-        labels,
+        data.labels,
         trust,
         classifier_head=model_args.classifier_head,
         classifier_pooling=model_args.pooling,
@@ -337,6 +370,8 @@ def build_classifier(model_args: ModelArguments, data_args: DataArguments, label
         trust,
         model_args.attn_implementation,
     )
+    classifier.model.config.reads_pairs = data.splits["train"].pairs is not None
+    classifier.model.config.max_sequence_tokens = data_args.max_seq_length
     if model_args.use_lora:
         add_lora(
             classifier,
@@ -362,6 +397,8 @@ def build_trainer(
     if args.metric_for_best_model == "eval_mcc" and data.labels.problem_type == REGRESSION:
         raise SettingsError("--metric_for_best_model eval_mcc is for classes; of a regression eval_loss chooses")
     views = views_of(args.average_strands, args.average_tokens, args.augment_tokens)
+    if data.labels.problem_type == REGRESSION:
+        last_linear(classifier.model, len(data.labels.names))
     balanced = args.class_weights == "balanced"
     train, validation = data.splits["train"], data.splits["validation"]
     if not classifier.packed:
@@ -387,11 +424,11 @@ def build_trainer(
 def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data) -> dict:
     """One training: resume or start, keep the best step, test it, save everything. Returns the results."""
     checkpoint = find_checkpoint(args, lambda: check_free(args))
-    settings = run_settings(model_args, data_args, args)
+    settings = run_settings(model_args, data_args, args, data)
     if checkpoint:
         check_same_run(checkpoint, settings)
     set_seed(args.seed)
-    classifier = build_classifier(model_args, data_args, data.labels)
+    classifier = build_classifier(model_args, data_args, data)
     trainer = build_trainer(classifier, data, args, settings)
     if args.overwrite_output_dir and args.should_save:
         for old in checkpoints_in(args.output_dir):
@@ -423,9 +460,14 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
     return json.loads((folder / RESULTS_FILE).read_text())
 
 
-def run_settings(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments) -> dict:
-    """Everything that a training was asked for, saved with its checkpoints and its model."""
-    return {"model": asdict(model_args), "data": asdict(data_args), "training": json.loads(args.to_json_string())}
+def run_settings(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data) -> dict:
+    """Everything that a training was asked for, and digests of its rows; saved with its checkpoints and its model."""
+    return {
+        "model": asdict(model_args),
+        "data": asdict(data_args),
+        "training": json.loads(args.to_json_string()),
+        "rows": {split: examples.digest() for split, examples in data.splits.items()},
+    }
 
 
 def check_same_settings(folder: str | Path, settings: dict):
@@ -442,9 +484,12 @@ def check_same_settings(folder: str | Path, settings: dict):
         for name in sorted(names):
             old = before.get(group, {}).get(name, values[name])
             if old != values[name]:
+                what = f"--{name} {old}, now it is {values[name]}; give the same settings to go on"
+                if group == "rows":
+                    what = f"other {name} rows: the content of the data has changed; give the same data to go on"
                 raise CheckpointError(
-                    f"{folder} was saved with --{name} {old}, now it is {values[name]}; give the same settings to "
-                    "go on, choose another --output_dir, or start over with --overwrite_output_dir"
+                    f"{folder} was saved with {what}, choose another --output_dir, or start over with "
+                    "--overwrite_output_dir"
                 )
 
 
@@ -481,13 +526,14 @@ def train(trainer: ClassificationTrainer, checkpoint: str | None) -> dict:
         logger.info("Resuming from %s", checkpoint)
     if checkpoint and is_finished(checkpoint, trainer):
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer.collapse.look(trainer.args, trainer.state)
         trainer._load_best_model()
     else:
         if checkpoint:
             resume_early_stopping(checkpoint, trainer)
-        start = time.perf_counter()
+        trainer.lap()
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.state.log_history.append({"step": trainer.state.global_step, "seconds": time.perf_counter() - start})
+        trainer.state.log_history.append({"step": trainer.state.global_step, "seconds": trainer.lap()})
     history = trainer.state.log_history
     best = trainer.state.best_model_checkpoint
     evaluations = [entry for entry in history if "eval_loss" in entry]
@@ -504,11 +550,12 @@ def train(trainer: ClassificationTrainer, checkpoint: str | None) -> dict:
 
 
 def is_finished(checkpoint: str, trainer: ClassificationTrainer) -> bool:
-    """Whether a checkpoint is the last one of its run: the last step, or the one at which it was stopped early."""
+    """Whether a checkpoint is the last one of its run: the last step, or the one at which it was stopped."""
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     args = trainer.args
     last = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * trainer.sampler.steps_per_epoch)
-    return state.global_step >= last or bool(args.early_stopping and evaluations_waited(state) >= args.early_stopping)
+    early = bool(args.early_stopping and evaluations_waited(state) >= args.early_stopping)
+    return state.global_step >= last or early or trainer.collapse.look(args, state)
 
 
 def evaluations_waited(state: TrainerState) -> int:
@@ -541,7 +588,7 @@ def sweep(model_args: ModelArguments, data_args: DataArguments, args: FineTuning
         results = Path(one.output_dir) / RESULTS_FILE
         logger.info("learning rate %g", rate)
         if results.is_file() and not args.overwrite_output_dir:
-            check_same_settings(one.output_dir, run_settings(model_args, data_args, one))
+            check_same_settings(one.output_dir, run_settings(model_args, data_args, one, data))
             found[rate] = json.loads(results.read_text())
             continue
         try:
@@ -574,7 +621,7 @@ def train_kmer_logistic(data: Data, args: FineTuningArguments):
         "seed": args.seed,
         "C": model.strength,
         "train_runtime": time.perf_counter() - start,
-        "parameters": int(model.weights.size + model.bias.size),
+        "parameters": model.parameters(),
     }
     with writing_into(args.output_dir, lambda: "make room and run the same command again"):
         folder = Path(args.output_dir)

@@ -275,6 +275,8 @@ def attribute_file(options: argparse.Namespace):
     model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     if model.config.model_type != "strandbert":
         raise JobError(f"{options.model} is a {model.config.model_type!r} model; attribution needs a StrandBERT")
+    if getattr(model.config, "reads_pairs", None):
+        raise JobError(f"{options.model} was fine-tuned on pairs of sequences; attribution reads single ones")
     target = _class_of(options.target, model.config)
     if options.method == "attention":
         layer_number(model.config, options.layer)

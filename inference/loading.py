@@ -22,10 +22,12 @@ from training.classification_model import (
     ADAPTER_WEIGHTS,
     Classifier,
     ModelError,
+    base_of_adapter,
     load_adapter,
     load_config,
     load_finetuned,
     load_tokenizer,
+    without_warnings,
 )
 from training.classification_model import load_classifier as load_model
 
@@ -119,7 +121,7 @@ def load_predictor(source: str, dtype: torch.dtype = torch.float32, trust_remote
 
 def _load_bare_adapter(folder: Path, trust_remote_code: bool) -> Classifier:
     """An adapter as peft saves it: no configuration, no tokenizer; both are those of the model it was made from."""
-    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    base = base_of_adapter(folder)
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         heads = [file.get_slice(name).get_shape()[0] for name in sorted(file.keys()) if _is_last_head(name)]
     if not heads:
@@ -131,7 +133,8 @@ def _load_bare_adapter(folder: Path, trust_remote_code: bool) -> Classifier:
     labels = Labels(REGRESSION if len(names) == 1 else SINGLE_LABEL, names)
     config = load_config(base, labels, trust_remote_code)
     tokenizer = load_tokenizer(base, config, trust_remote_code)
-    classifier = load_model(config, tokenizer, base, trust_remote_code=trust_remote_code)
+    with without_warnings():
+        classifier = load_model(config, tokenizer, base, trust_remote_code=trust_remote_code)
     classifier.model = load_adapter(classifier.model, folder)
     return classifier
 
@@ -212,7 +215,7 @@ def _fast_encoder(content: str) -> Encoder:
 def _tokenizer(source: str) -> PreTrainedTokenizerFast:
     folder = Path(source)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
-        source = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+        source = base_of_adapter(folder)
     try:
         return PreTrainedTokenizerFast.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -5,10 +5,10 @@ Classes or values for every sequence of a file, by a fine-tuned model.
     python -m inference.predict pairs.csv --sequence-column enhancer --pair-column promoter --model M --output x.parquet
     accelerate launch --num_processes 4 -m inference.predict reads.fq.gz --model M --output reads.parquet
 
-The model is a folder that run_classification.py (or a Trainer) saved, in full or as LoRA adapter, merged or not, or a
-Hub name. Input as for inference.embed, all of it checked before the first computation. Output: .csv, .tsv or .parquet
-with name, predicted label and the probability of each label (one probability per label for multi-label models, the
-value for regression). An interrupted job goes on when the same command is given again.
+The model is a folder that run_classification.py (or a Trainer) saved, in full or as LoRA adapter, merged or not, the
+k-mer baseline too, or a Hub name. Input as for inference.embed, all of it checked before the first computation. Output:
+.csv, .tsv or .parquet with name, predicted label and the probability of each label (one probability per label for
+multi-label models, the value for regression). An interrupted job goes on when the same command is given again.
 """
 
 import argparse
@@ -28,8 +28,10 @@ from inference.reading import SequenceRecord, add_input_arguments, read_records
 from modeling.embedding import STRANDS
 from modeling.memory import is_out_of_memory, must_fit
 from training.classification_batches import ClassificationCollator, TooLongError, View, evaluation_batches, views_of
-from training.classification_data import REGRESSION, SINGLE_LABEL
+from training.classification_data import REGRESSION, SINGLE_LABEL, Examples
 from training.classification_model import Classifier, ModelError
+from training.kmer_logistic import CONFIG_FILE as KMER_CONFIG
+from training.kmer_logistic import KmerLogistic
 from training.metrics import probabilities
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -37,24 +39,19 @@ TOO_LONG = "cut it into pieces, or try --dtype bfloat16"
 BATCH_BASES = {"cpu": 1 << 14, "cuda": 1 << 18}  # bp of one pass
 
 
-class Predictor:
+class Tables:
     """
-    Tables of predictions for blocks of records.
+    Tables of predictions for blocks of records; `logits` is the model's.
 
     Args:
+        reads_pairs: whether a row is two sequences; None where the model does not say.
         views: ways of reading a sequence; their outputs are averaged.
-        batch_bases: bp of one pass; None for `BATCH_BASES`.
     """
 
-    def __init__(self, classifier: Classifier, views: tuple[View, ...] = (View(),), batch_bases: int | None = None):
-        self.classifier, self.model, self.views = classifier, classifier.model, views
-        self.batch_bases = batch_bases or BATCH_BASES.get(self.model.device.type, 1 << 14)
-        self.collate = ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask)
-        config = self.model.config
-        self.names = [config.id2label[index] for index in range(config.num_labels)]
-        if len(set(self.names)) < len(self.names):
-            raise ModelError(f"two labels of the model have one name: {', '.join(self.names)}; correct its config.json")
-        self.problem_type = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+    def __init__(self, names: list[str], problem_type: str, reads_pairs: bool | None, views: tuple[View, ...]):
+        self.names, self.problem_type, self.reads_pairs, self.views = names, problem_type, reads_pairs, views
+        if len(set(names)) < len(names):
+            raise ModelError(f"two labels of the model have one name: {', '.join(names)}; correct its config.json")
 
     def __call__(self, first: int, records: list[SequenceRecord]) -> Iterator[pyarrow.Table]:
         """One table with a row per record, of which the first has the number `first`; JobError for outputs like NaN."""
@@ -73,6 +70,51 @@ class Predictor:
         what = "predicted" if self.problem_type == REGRESSION else "probability"
         columns |= {f"{what}_{name}": column for name, column in zip(self.names, scores.T, strict=True)}
         yield pyarrow.table(columns)
+
+    def logits(self, first: int, records: list[SequenceRecord], view: View) -> np.ndarray:
+        """(records, labels) as a view reads them."""
+        raise NotImplementedError
+
+    def checked(self, record: SequenceRecord) -> SequenceRecord:
+        """The record; raises TooLongError when the model cannot read it whole."""
+        return record
+
+
+class KmerPredictor(Tables):
+    """The k-mer baseline of a folder."""
+
+    def __init__(self, folder: str, views: tuple[View, ...]):
+        try:
+            self.model = KmerLogistic.load(folder)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+        labels = self.model.labels
+        super().__init__(list(labels.names), labels.problem_type, self.model.pairs, views)
+
+    def logits(self, first: int, records: list[SequenceRecord], view: View) -> np.ndarray:
+        """float64 (records, labels) as a view reads them."""
+        rows = [view.read(_sequences(record), number)[0] for number, record in enumerate(records, first)]
+        sequences, *pairs = zip(*rows, strict=True)
+        pairs = list(pairs[0]) if pairs else None
+        return self.model.logits(Examples(list(sequences), pairs, np.empty(0), [record.where for record in records]))
+
+
+class Predictor(Tables):
+    """
+    A fine-tuned model.
+
+    Args:
+        batch_bases: bp of one pass; None for `BATCH_BASES`.
+    """
+
+    def __init__(self, classifier: Classifier, views: tuple[View, ...] = (View(),), batch_bases: int | None = None):
+        self.classifier, self.model = classifier, classifier.model
+        self.batch_bases = batch_bases or BATCH_BASES.get(self.model.device.type, 1 << 14)
+        self.collate = ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask)
+        config = self.model.config
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        problem_type = config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL)
+        super().__init__(names, problem_type, getattr(config, "reads_pairs", None), views)
 
     @torch.no_grad()
     def logits(self, first: int, records: list[SequenceRecord], view: View) -> np.ndarray:
@@ -93,16 +135,20 @@ class Predictor:
 
     def checked(self, record: SequenceRecord) -> SequenceRecord:
         """The record; raises TooLongError when the model cannot read it whole."""
-        for view in self.views:
-            self._sample(0, record, view)
+        if self.classifier.sequences.max_length is not None and not self.classifier.sequences.truncate:
+            for view in self.views:
+                self._sample(0, record, view)
         return record
 
     def _sample(self, number: int, record: SequenceRecord, view: View) -> dict:
-        sequences = [s for s in (record.sequence, record.pair) if s is not None]
         where = f"{record.where}, record {record.name!r}"
-        ids, types = self.classifier.sequences.encode(*view.read(sequences, number), where)
+        ids, types = self.classifier.sequences.encode(*view.read(_sequences(record), number), where)
         sample = {"input_ids": ids, "label": np.int64(0)}
         return sample if types is None else sample | {"token_type_ids": types}
+
+
+def _sequences(record: SequenceRecord) -> list[bytes]:
+    return [sequence for sequence in (record.sequence, record.pair) if sequence is not None]
 
 
 @contextmanager
@@ -158,29 +204,42 @@ def predict_file(options: argparse.Namespace):
         raise JobError(f"--augment-tokens {options.augment_tokens} must lie above 0 and at most at 1")
     check_files(options.output, [], (options.input, options.genome), options.overwrite)
     state = processes(options.cpu or not torch.cuda.is_available())
-    classifier = load_predictor(options.model, getattr(torch, options.dtype), options.trust_remote_code)
-    if options.average_tokens > 1 and not classifier.packed:
-        raise JobError("--average-tokens works with StrandBERT models only")
-    classifier.model.to(state.device)
-    classifier.sequences.truncate = options.truncate
     views = views_of(options.reverse_complement == "average", options.average_tokens, options.augment_tokens)
-    predictor = Predictor(classifier, views, options.batch_bases)
     settings = {
-        "model": fingerprint(classifier.model, classifier.tokenizer),
-        "labels": predictor.names,
         "device": state.device.type,
         **{name: getattr(options, name) for name in ("dtype", "reverse_complement", "truncate")},
         "average_tokens": [options.average_tokens, options.augment_tokens] if options.average_tokens > 1 else None,
     }
+    predictor, settings["model"] = load(options, views, state.device)
+    settings["labels"] = predictor.names
+    if predictor.reads_pairs is not None and predictor.reads_pairs != bool(options.pair_column):
+        what, advice = "single sequences", "leave out --pair-column"
+        if predictor.reads_pairs:
+            what, advice = "pairs of sequences", "name the column of the second one with --pair-column"
+        raise JobError(f"{options.model} was fine-tuned on {what}; {advice}")
 
     def read():
         columns = (options.sequence_column, options.name_column, options.pair_column)
-        records = read_records(options.input, options.genome, *columns)
-        limited = classifier.sequences.max_length is not None and not options.truncate
-        return map(predictor.checked, records) if limited else records
+        return map(predictor.checked, read_records(options.input, options.genome, *columns))
 
     found = run(options.output, settings, read, predictor, state, options.overwrite)
     return found if state.is_main_process else None
+
+
+def load(options: argparse.Namespace, views: tuple[View, ...], device: torch.device) -> tuple[Tables, str]:
+    """The model of the options, and a digest of all that its answers depend on."""
+    only_strandbert = JobError("--average-tokens works with StrandBERT models only")
+    if (Path(options.model) / KMER_CONFIG).is_file():
+        if options.average_tokens > 1:
+            raise only_strandbert
+        predictor = KmerPredictor(options.model, views)
+        return predictor, predictor.model.digest()
+    classifier = load_predictor(options.model, getattr(torch, options.dtype), options.trust_remote_code)
+    if options.average_tokens > 1 and not classifier.packed:
+        raise only_strandbert
+    classifier.model.to(device)
+    classifier.sequences.truncate = options.truncate
+    return Predictor(classifier, views, options.batch_bases), fingerprint(classifier.model, classifier.tokenizer)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,8 @@ class Models:
 
 def _classifier(name: str, source: str, device: str) -> Loaded:
     classifier = load_predictor(source)
+    if getattr(classifier.model.config, "reads_pairs", None):
+        raise ValueError("it was fine-tuned on pairs of sequences; the demo reads single ones")
     if hasattr(classifier.model, "merge_and_unload"):  # an adapter; attribution needs the model itself
         classifier.model = classifier.model.merge_and_unload()
     classifier.model.to(device)

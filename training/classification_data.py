@@ -5,6 +5,7 @@ Every error names the file, the row, the column and the value.
 """
 
 import csv
+import hashlib
 import math
 import re
 import sys
@@ -71,6 +72,13 @@ class Examples:
         """int64 (rows,): bp of each row, both sequences of a pair together."""
         lengths = np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
         return lengths if self.pairs is None else lengths + [len(sequence) for sequence in self.pairs]
+
+    def digest(self) -> str:
+        """First digits of the sha256 of sequences and labels."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for row in range(len(self)):
+            digest.update(b"|".join(self.row(row)) + b"\n")
+        return digest.hexdigest()[:16]
 
     def take(self, rows: Sequence[int]) -> "Examples":
         """The examples at these positions."""
@@ -273,7 +281,7 @@ def _table(path: Path, names: list[str]) -> Iterator[tuple[str, list[str]]]:
         return _parquet(path, names)
     if suffix not in DELIMITERS:
         known = ", ".join(DELIMITERS)
-        raise LabelledDataError(f"{path}: unknown kind of table {suffix!r}; known are {known} (also with .gz), .parquet")
+        raise LabelledDataError(f"{path}: unknown kind of table {suffix!r}; known are .parquet, {known} (also .gz)")
     return _delimited(path, DELIMITERS[suffix], names)
 
 

@@ -5,15 +5,17 @@ What differs between architectures is small and stands here: how sequences becom
 how many tokens fit, which matrices LoRA adapts.
 """
 
+import contextlib
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -97,7 +99,9 @@ def load_config(source: str, labels: Labels, trust_remote_code: bool = False, **
             flags = " and ".join(f"--{FLAGS.get(name, name)}" for name in options)
             raise ModelError(f"{flags} work with StrandBERT models only; {source} is a {content.get('model_type')!r}")
         if content.get("model_type") == "bert":  # DNABERT: its own code is BERT's, and not for today's transformers
-            return BertConfig.from_pretrained(source, **head)
+            config = BertConfig.from_pretrained(source, **head)
+            vars(config).pop("auto_map", None)
+            return config
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **head)
     except (OSError, ValueError, TypeError) as error:
         if isinstance(error, ModelError):
@@ -255,6 +259,8 @@ def add_lora(classifier: Classifier, rank: int, alpha: int, dropout: float, targ
         modules_to_save=head,
     )
     classifier.model = get_peft_model(model, settings)
+    if Path(model.name_or_path).is_dir():  # so that the adapter loads from any working directory
+        settings.base_model_name_or_path = str(Path(model.name_or_path).resolve())
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path):
@@ -279,6 +285,33 @@ def load_adapter(model: PreTrainedModel, folder: str | Path):
     return adapted
 
 
+def base_of_adapter(folder: str | Path) -> str:
+    """
+    The model that an adapter was made from, as its adapter_config.json names it.
+
+    Raises:
+        ModelError: it names a folder that is not there.
+    """
+    base = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    if not Path(base).exists() and (Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1):
+        raise ModelError(
+            f"{folder} is an adapter of the model in {base}, which is not there; put that folder back, or correct "
+            f"base_model_name_or_path in {Path(folder) / ADAPTER_CONFIG}. --merge_lora saves a whole model"
+        )
+    return base
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Context in which transformers reports errors only."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
 def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Classifier:
     """
     What run_classification.py saved: a whole model, or an adapter on the model that its adapter_config.json names.
@@ -289,7 +322,7 @@ def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Class
     folder = Path(folder)
     source, adapted = str(folder), (folder / ADAPTER_CONFIG).is_file()
     if adapted:
-        source = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+        source = base_of_adapter(folder)
     try:
         content, _ = PretrainedConfig.get_config_dict(str(folder))
         id2label = content.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not write its default
@@ -299,7 +332,10 @@ def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Class
     labels = Labels(content.get("problem_type") or (REGRESSION if len(names) == 1 else SINGLE_LABEL), names)
     config = load_config(str(folder), labels, trust_remote_code)
     tokenizer = load_tokenizer(str(folder), config, trust_remote_code)
-    classifier = load_classifier(config, tokenizer, source, trust_remote_code=trust_remote_code)
+    with without_warnings() if adapted else contextlib.nullcontext():  # of the head, which the adapter brings
+        classifier = load_classifier(
+            config, tokenizer, source, content.get("max_sequence_tokens"), trust_remote_code=trust_remote_code
+        )
     if adapted:
         classifier.model = load_adapter(classifier.model, folder)
     elif classifier.random:
@@ -340,7 +376,10 @@ def last_linear(model: nn.Module, outputs: int) -> nn.Linear:
         if isinstance(module, nn.Linear) and module.out_features == outputs and "original_module" not in name:
             found = module
     if found is None or found.bias is None:
-        raise ModelError("the classifier has no last linear layer with a bias; regression needs one")
+        raise ModelError(
+            f"{type(model).__name__} has no last linear layer with a bias, which regression needs; StrandBERT, BERT "
+            "and ESM models have one"
+        )
     return found
 
 

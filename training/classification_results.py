@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,21 @@ from training.checkpoints import write_json
 from training.classification_data import SINGLE_LABEL, Examples, Labels
 from training.classification_trainer import CollapseDetector, distinct_predictions
 from training.metric_plots import draw_predictions
-from training.metrics import compute_metrics, probabilities
+from training.metrics import compute_metrics, label_scale, probabilities
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "all_results.json"
+REPORTS = (
+    RESULTS_FILE,
+    "test_predictions.csv",
+    "validation_predictions.csv",
+    "confusion_matrix.png",
+    "curves.png",
+    "predicted_against_true.png",
+    "training_curve.png",
+    "training_log.json",
+)  # what a run writes besides its model
 RESULTS_SHOWN = ("loss", "mcc", "f1", "accuracy", "auroc", "auprc", "calibration_error", "mae", "r2", "spearman")
 
 
@@ -44,9 +54,10 @@ def write_results(
 ) -> dict:
     """Write all_results.json, test_predictions.csv and the pictures; returns the results."""
     results = {"task": data.task.name if data.task else None} | results
+    _, deviation = label_scale(data.splits["train"].labels, data.labels)
     for split, outputs in logits.items():
         prefix = {"validation": "eval"}.get(split, split)
-        metrics = compute_metrics(outputs, data.splits[split].labels, data.labels.problem_type)
+        metrics = compute_metrics(outputs, data.splits[split].labels, data.labels.problem_type, deviation)
         results |= {f"{prefix}_{name}": value for name, value in metrics.items()}
     if collapse is not None:
         final = {"eval_loss": results["eval_loss"]}
@@ -54,7 +65,9 @@ def write_results(
         if collapse.reason is None and collapse.is_constant(final):
             collapse.reason = collapse.explain(final, learning_rate, "even at the best step")
         results["collapsed"] = collapse.reason
-    results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results["peak_memory_mb"] = peak_memory_mb()
+    if torch.cuda.is_available():
+        results["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / (1 << 20)
     results["data"] = data.report
     shown = "test" if "test" in logits else "validation"
     write_predictions(folder / f"{shown}_predictions.csv", logits[shown], data.splits[shown], data.labels)
@@ -83,9 +96,19 @@ def write_predictions(path: Path, logits: np.ndarray, examples: Examples, labels
     write_text_atomically(path, table.getvalue())
 
 
+def peak_memory_mb() -> float | None:
+    """Largest memory of this process so far, of the host in MiB; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """All parameters, and those that are trained."""
-    parameters = list(model.parameters())
+    """All parameters, and those that are trained; without the copy of the head that peft puts aside."""
+    parameters = [each for name, each in model.named_parameters() if ".original_module." not in name]
     return {
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),

@@ -24,7 +24,7 @@ from training.classification_batches import (
 from training.classification_data import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 from training.classification_model import STRANDBERT, Classifier, layer_depths
 from training.exact_trainer import ExactTrainer
-from training.metrics import compute_metrics, constant_loss
+from training.metrics import compute_metrics, constant_loss, label_scale
 from training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class ClassificationTrainer(ExactTrainer):
             data_collator=ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask),
         )
         self.model_accepts_loss_kwargs = False  # every batch counts the same
+        self.lap_start = time.perf_counter()
         self.labels = labels
         self.views = views
         self.layer_decay = layer_decay
@@ -139,6 +140,11 @@ class ClassificationTrainer(ExactTrainer):
             )
         return loss
 
+    def lap(self) -> float:
+        """Seconds since the last call, or since the trainer was made; kept in the log, they outlive interruptions."""
+        before, self.lap_start = self.lap_start, time.perf_counter()
+        return self.lap_start - before
+
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float | None]:
@@ -147,11 +153,13 @@ class ClassificationTrainer(ExactTrainer):
         start = time.perf_counter()
         with self._averaged():
             logits = self.predict_logits(dataset, self.views[:1])
-        metrics = compute_metrics(logits, dataset.examples.labels, self.labels.problem_type)
+        deviation = self.label_deviation.cpu().numpy()
+        metrics = compute_metrics(logits, dataset.examples.labels, self.labels.problem_type, deviation)
         metrics["distinct_predictions"] = distinct_predictions(logits, self.labels)
         metrics["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
+        self.state.log_history[-1]["seconds"] = self.lap()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -237,18 +245,25 @@ class CollapseDetector(TrainerCallback):
         self.patience = patience
         self.labels = trainer.labels
         examples = trainer.eval_dataset.examples
-        self.constant_loss = constant_loss(examples.labels, trainer.labels.problem_type, len(trainer.labels.names))
+        deviation = trainer.label_deviation.cpu().numpy()
+        outputs = len(trainer.labels.names)
+        self.constant_loss = constant_loss(examples.labels, trainer.labels.problem_type, outputs, deviation)
         self.largest_share = 0.0
         if trainer.labels.problem_type == SINGLE_LABEL:
             self.largest_share = np.bincount(examples.labels).max() / len(examples)
         self.reason: str | None = None
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.look(args, state):
+            control.should_training_stop = True
+
+    def look(self, args, state) -> bool:
+        """Whether the training has collapsed at its last evaluation."""
         seen = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > args.warmup_steps]
         last = seen[-self.patience :]
         if self.patience and len(last) == self.patience and all(self.is_constant(entry) for entry in last):
             self.reason = self.explain(last[-1], args.learning_rate, f"in {self.patience} evaluations in a row")
-            control.should_training_stop = True
+        return self.reason is not None
 
     def is_constant(self, metrics: dict) -> bool:
         """Whether the metrics of an evaluation (eval_*) are those of a constant answer."""
@@ -307,15 +322,6 @@ def distinct_predictions(logits: np.ndarray, labels: Labels) -> int:
         return len(np.unique(logits > 0, axis=0))
     scale = np.abs(logits).max(axis=0)
     return len(np.unique(np.round(logits / np.where(scale > 0, scale, 1), 3), axis=0))
-
-
-def label_scale(values: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (outputs,) of the labels of a regression; 0 and 1 for classes."""
-    outputs = len(labels.names)
-    if labels.problem_type != REGRESSION:
-        return np.zeros(outputs, dtype=np.float32), np.ones(outputs, dtype=np.float32)
-    deviation = values.std(axis=0)
-    return values.mean(axis=0), np.where(deviation > 0, deviation, 1).astype(np.float32)
 
 
 def balanced_weights(values: np.ndarray, labels: Labels) -> np.ndarray | None:

@@ -5,6 +5,7 @@ Counts are of the forward strand, divided by their largest absolute value in the
 solver; C is the one of STRENGTHS with the lowest validation loss. Seconds to minutes to train.
 """
 
+import hashlib
 import io
 import itertools
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from tokenization.tokenizer_files import write_bytes_atomically
 from training.checkpoints import write_json
 from training.classification_data import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Examples, Labels
-from training.metrics import compute_metrics
+from training.metrics import compute_metrics, label_scale
 
 NAME = "kmer-logistic"
 LENGTHS = (3, 4, 5, 6)
@@ -46,16 +47,27 @@ class KmerLogistic:
         self.scale = np.asarray(abs(counts).max(axis=0).todense()).ravel().astype(np.float64)
         self.scale[self.scale == 0] = 1
         scaled, held_out = self._features(counts), self._features(count_kmers(validation))
+        problem_type, (_, deviation) = self.labels.problem_type, label_scale(train.labels, self.labels)
         best = np.inf
         for strength in STRENGTHS:
             weights, bias = self._fit_once(scaled, train.labels, strength)
-            loss = compute_metrics(held_out @ weights + bias, validation.labels, self.labels.problem_type)["loss"]
+            logits = held_out @ weights + bias
+            loss = compute_metrics(logits, validation.labels, problem_type, deviation)["loss"]
             if loss < best:
                 best, self.strength, self.weights, self.bias = loss, strength, weights, bias
 
     def logits(self, examples: Examples) -> np.ndarray:
         """float64 (rows, outputs), as a classifier with these labels gives them."""
         return self._features(count_kmers(examples)) @ self.weights + self.bias
+
+    def parameters(self) -> int:
+        """Numbers that were fitted; of two classes those of the second, the first one's are 0."""
+        fitted = slice(1, None) if self.labels.problem_type == SINGLE_LABEL and len(self.bias) == 2 else slice(None)
+        return self.weights[:, fitted].size + self.bias[fitted].size
+
+    def digest(self) -> str:
+        """Hexadecimal digest of what was fitted."""
+        return hashlib.sha256(self.scale.tobytes() + self.weights.tobytes() + self.bias.tobytes()).hexdigest()
 
     def save(self, folder: str | Path):
         """Write kmer_logistic.json and kmer_logistic.npy (rows: scale, then weights; the bias is in the JSON)."""
@@ -75,12 +87,15 @@ class KmerLogistic:
 
     @classmethod
     def load(cls, folder: str | Path) -> "KmerLogistic":
-        """Read what `save` wrote."""
-        config = json.loads((Path(folder) / CONFIG_FILE).read_text())
-        model = cls(Labels(config["problem_type"], tuple(config["labels"])), config["pairs"])
-        rows = np.load(Path(folder) / WEIGHTS_FILE, allow_pickle=False)
-        model.scale, model.weights, model.bias = rows[0], rows[1:].T, np.array(config["bias"])
-        model.strength = config["C"]
+        """Read what `save` wrote. Raises ValueError for files that are damaged or missing."""
+        try:
+            config = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+            model = cls(Labels(config["problem_type"], tuple(config["labels"])), config["pairs"])
+            rows = np.load(Path(folder) / WEIGHTS_FILE, allow_pickle=False)
+            model.scale, model.weights, model.bias = rows[0], rows[1:].T, np.array(config["bias"])
+            model.strength = config["C"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ValueError(f"{folder} holds no whole {NAME} model: {error}") from None
         return model
 
     def _features(self, counts):

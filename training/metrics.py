@@ -2,7 +2,8 @@
 Metrics of classification and regression, from scikit-learn and scipy; what cannot be computed is None.
 
 Names: mcc, f1 (macro, as the DNABERT-2 authors' script computes it), accuracy, precision and recall (macro), auroc,
-auprc, brier, calibration_error, loss; for regression mse, mae, r2, pearson, spearman, loss.
+auprc, brier, calibration_error, loss; for regression mse, mae, r2, pearson, spearman, and loss, the mean squared error
+of labels in units of their standard deviation over the training rows, so that every column weighs the same.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.classification_data import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from training.classification_data import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 
 CALIBRATION_BINS = 10
 
@@ -29,13 +30,25 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return logits
 
 
-def compute_metrics(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> dict[str, float | None]:
+def label_scale(values: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (outputs,) of the labels of a regression; 0 and 1 for classes."""
+    outputs = len(labels.names)
+    if labels.problem_type != REGRESSION:
+        return np.zeros(outputs, dtype=np.float32), np.ones(outputs, dtype=np.float32)
+    deviation = values.std(axis=0)
+    return values.mean(axis=0), np.where(deviation > 0, deviation, 1).astype(np.float32)
+
+
+def compute_metrics(
+    logits: np.ndarray, labels: np.ndarray, problem_type: str, deviation: np.ndarray | float = 1.0
+) -> dict[str, float | None]:
     """
     All metrics of one split.
 
     Args:
         logits: (rows, outputs).
         labels: (rows,) class ids; (rows, outputs) of 0 and 1 for multi-label, numbers for regression.
+        deviation: of the training rows' labels (outputs,), for the loss of a regression.
     """
     if not np.isfinite(logits).all():
         raise ValueError("the model's outputs are not finite")
@@ -45,7 +58,7 @@ def compute_metrics(logits: np.ndarray, labels: np.ndarray, problem_type: str) -
     elif problem_type == MULTI_LABEL:
         metrics = _multi_label(scores, labels)
     else:
-        metrics = _regression(scores, labels)
+        metrics = _regression(scores, labels, deviation)
     return {name: None if value is None or math.isnan(value) else float(value) for name, value in metrics.items()}
 
 
@@ -67,13 +80,13 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float((np.abs(mean_confidence - share_correct) * count).sum() / count.sum())
 
 
-def constant_loss(labels: np.ndarray, problem_type: str, num_labels: int) -> float:
+def constant_loss(labels: np.ndarray, problem_type: str, num_labels: int, deviation: np.ndarray | float = 1.0) -> float:
     """
     Loss of the best prediction that does not look at the sequence: the entropy of the labels in nats (mean over label
-    columns for multi-label), or the variance for regression.
+    columns for multi-label), or the variance for regression, in units of `deviation`.
     """
     if problem_type == REGRESSION:
-        return float(np.var(labels, axis=0).mean())
+        return float(np.var(labels / deviation, axis=0).mean())
     if problem_type == MULTI_LABEL:
         shares = np.stack([labels.mean(axis=0), 1 - labels.mean(axis=0)])
     else:
@@ -98,7 +111,7 @@ def _single_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | N
         "recall": recall,
         "auroc": auroc,
         "auprc": auprc,
-        "brier": ((scores - one_hot) ** 2).sum(axis=1).mean(),
+        "brier": ((scores - one_hot) ** 2)[:, columns].sum(axis=1).mean(),  # of two classes that of the second
         "calibration_error": calibration_error(scores.max(axis=1), predicted == labels),
     }
 
@@ -124,14 +137,14 @@ def _multi_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | No
     }
 
 
-def _regression(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+def _regression(scores: np.ndarray, labels: np.ndarray, deviation: np.ndarray | float) -> dict[str, float | None]:
     from scipy.stats import pearsonr, spearmanr
 
     difference = scores - labels
     variance = np.var(labels, axis=0)
     r2 = np.where(variance > 0, 1 - (difference**2).mean(axis=0) / np.where(variance > 0, variance, 1), np.nan)
     return {
-        "loss": (difference**2).mean(),
+        "loss": ((difference / deviation) ** 2).mean(),
         "mse": (difference**2).mean(),
         "mae": np.abs(difference).mean(),
         "r2": r2.mean(),
