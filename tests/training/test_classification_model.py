@@ -159,6 +159,11 @@ def test_dnabert_reads_overlapping_kmers(dnabert):
     assert tokens(classifier, b"ACGTN") == ["[CLS]", "ACG", "CGT", "[UNK]", "[SEP]"]
 
 
+def test_a_saved_dnabert_names_no_code_that_it_does_not_hold(dnabert, tmp_path):
+    load(dnabert).model.save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+
+
 def test_nucleotide_transformer_reads_six_bases_at_a_time(nucleotide_transformer):
     classifier = load(nucleotide_transformer)
     assert tokens(classifier, b"ACGTACGTANA") == ["<cls>", "ACGTAC", "G", "T", "A", "N", "A"]

@@ -31,6 +31,8 @@ def test_classes_agree_with_scikit_learn(classes):
     assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
     assert found["accuracy"] == pytest.approx((labels == predicted).mean())
     assert found["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, scores))
+    brier = sklearn.metrics.brier_score_loss(labels, scores[:, 1] if classes == 2 else scores, labels=range(classes))
+    assert found["brier"] == pytest.approx(brier)
     options = {} if classes == 2 else {"multi_class": "ovr", "average": "macro"}
     assert found["auroc"] == pytest.approx(
         sklearn.metrics.roc_auc_score(labels, scores[:, 1] if classes == 2 else scores, **options)
@@ -54,6 +56,12 @@ def test_numbers_by_hand():
     assert found["spearman"] == pytest.approx(1) and found["pearson"] == pytest.approx(1)
     assert found["mse"] == pytest.approx((4 + 9 + 16 + 25) / 4) and found["mae"] == pytest.approx(3.5)
     assert found["r2"] == pytest.approx(1 - found["mse"] / 1.25)
+
+
+def test_columns_of_numbers_weigh_the_same_in_the_loss():
+    truth = RNG.normal(size=(50, 2)) * [1, 1000]
+    found = compute_metrics(np.zeros((50, 2)), truth, REGRESSION, truth.std(axis=0))
+    assert found["loss"] == pytest.approx(((truth / truth.std(axis=0)) ** 2).mean()) and found["mse"] > 1e5
 
 
 def test_what_cannot_be_computed_is_none_and_nothing_is_nan():

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from transformers import pipeline
+from transformers import GPT2Config, pipeline
 
 import run_classification
+from inference import predict
 from tests.training.conftest import random_dna
 from training import classification_results
 from training.classification_batches import SequenceDataset, View
@@ -260,6 +261,31 @@ def test_interrupted_after_the_last_step_only_the_end_is_repeated(settings, tmp_
             run(settings, output_dir=str(tmp_path / "broken"))
     resumed = run(settings, output_dir=str(tmp_path / "broken"))
     assert numbers(resumed) == numbers(whole) and results(resumed)["evaluations"] == 3
+    assert results(resumed)["train_runtime"] > 0.1  # of the session before
+
+
+def test_time_before_an_interruption_counts(settings, monkeypatch):
+    interrupt(settings, monkeypatch)
+    lap = ClassificationTrainer.lap
+    monkeypatch.setattr(ClassificationTrainer, "lap", lambda self: lap(self) + 1000)
+    log = Path(settings["output_dir"]) / "checkpoint-4/trainer_state.json"
+    before = sum(entry.get("seconds", 0) for entry in json.loads(log.read_text())["log_history"])
+    found = results(run(settings))["train_runtime"]  # two more evaluations and the end, 1,000 s each
+    assert before > 0 and 3000 + before < found < 3000 + before + 600
+
+
+def test_a_collapsed_run_that_is_interrupted_while_saving_stays_collapsed(settings, tmp_path, monkeypatch):
+    options = settings | {"max_steps": 400, "eval_steps": 4, "collapse_patience": 3, "learning_rate": 3.0}
+    whole = run(options)
+    broken = options | {"output_dir": str(tmp_path / "broken")}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_classification, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(broken)
+    resumed = run(broken)
+    assert numbers(resumed) == numbers(whole)
+    assert results(resumed)["collapsed"] == results(whole)["collapsed"] is not None
+    assert results(resumed)["global_step"] == results(whole)["global_step"]
 
 
 def test_two_processes_take_the_same_global_batches_as_one(settings, tmp_path):
@@ -315,6 +341,18 @@ def test_regression_overfits_16_rows_in_the_units_of_the_labels(settings, one_la
     assert found["eval_r2"] > 0.95 and found["eval_spearman"] > 0.95
     saved = outputs(folder, table, problem_type="regression").ravel()
     assert np.abs(saved - [label for _, label in rows]).mean() == pytest.approx(found["eval_mae"], rel=1e-3)
+    variance = np.var([label for _, label in rows])
+    assert found["eval_loss"] == pytest.approx(found["eval_mse"] / variance, rel=1e-4)  # in the units of training
+    first = next(entry for entry in json.loads((folder / "training_log.json").read_text()) if "eval_loss" in entry)
+    assert first["eval_loss"] < 10
+
+
+def test_regression_without_a_bias_in_the_head_is_refused_before_training(settings, tmp_path):
+    sizes = {"vocab_size": 4096, "n_embd": 16, "n_layer": 1, "n_head": 2, "pad_token_id": 3}
+    GPT2Config(**sizes, architectures=["GPT2ForSequenceClassification"]).save_pretrained(tmp_path / "gpt2")
+    changes = {"config_name": str(tmp_path / "gpt2"), "problem_type": "regression", "pooling": None}
+    assert "no last linear layer with a bias, which regression needs" in error_of(settings, **changes)
+    assert not list(Path(settings["output_dir"]).glob("checkpoint-*"))
 
 
 def test_multi_label_overfits_16_rows(settings, one_layer, tmp_path):
@@ -413,16 +451,45 @@ def test_views_are_averaged_at_the_end_and_not_while_training(settings, monkeypa
     assert len(seen) == 3 * 32 + 4 * (32 + 32) and len(set(seen[3 * 32 :])) == 4
 
 
-def test_predictions_of_the_saved_folder_repeat_the_averages(settings, tmp_path):
-    from inference import predict
-
-    folder = run(settings, average_strands=True, augment_tokens=0.2, average_tokens=3)
-    options = ["--reverse-complement", "average", "--average-tokens", "3", "--augment-tokens", "0.2", "--cpu"]
-    output = tmp_path / "again.csv"
-    predict.main([settings["test_file"], "--model", str(folder), "--output", str(output), *options])
+def predicted(folder: Path, table: str, *options: str) -> np.ndarray:
+    """Probabilities of the rows of a table by `python -m inference.predict`."""
+    output = folder / "again.csv"
+    predict.main([table, "--model", str(folder), "--output", str(output), "--cpu", "--overwrite", *options])
     with open(output, newline="") as file:
-        again = [[float(row[name]) for name in row if name.startswith("probability_")] for row in csv.DictReader(file)]
-    assert np.array(again) == pytest.approx(predictions(folder), abs=1e-5)
+        rows = list(csv.DictReader(file))
+    return np.array([[float(row[name]) for name in row if name.startswith("probability_")] for row in rows])
+
+
+def test_predictions_of_the_saved_folder_repeat_the_averages(settings):
+    folder = run(settings, average_strands=True, augment_tokens=0.2, average_tokens=3)
+    options = ["--reverse-complement", "average", "--average-tokens", "3", "--augment-tokens", "0.2"]
+    assert predicted(folder, settings["test_file"], *options) == pytest.approx(predictions(folder), abs=1e-5)
+
+
+def test_predictions_cut_rows_as_the_training_did(settings):
+    folder = run(settings, max_seq_length=12, truncate=True)
+    again = predicted(folder, settings["test_file"], "--truncate")
+    assert again == pytest.approx(predictions(folder), abs=1e-5)
+    with pytest.raises(SystemExit, match="more than the 12 that fit; add --truncate"):
+        predicted(folder, settings["test_file"])
+
+
+@pytest.mark.parametrize("model", ["strandbert", "kmer-logistic"])
+def test_predictions_need_pairs_where_the_training_had_them(settings, tmp_path, model):
+    rows = [(random_dna(30, seed), random_dna(40, seed + 99), seed % 2) for seed in range(40)]
+    table = write_table(tmp_path / "pairs.csv", rows, ("a", "b", "label"))
+    files = dict.fromkeys(("train_file", "validation_file", "test_file"), table)
+    if model == "kmer-logistic":
+        files |= {"model": model, "config_name": None, "tokenizer_name": None}
+    folder = run(settings, **files, sequence_column="a", pair_column="b", max_steps=2)
+    again = predicted(folder, table, "--sequence-column", "a", "--pair-column", "b")
+    assert again == pytest.approx(predictions(folder), abs=1e-5)
+    with pytest.raises(SystemExit, match="pairs of sequences; name the column of the second one with --pair-column"):
+        predicted(folder, table, "--sequence-column", "a")
+    files = {name: value for name, value in files.items() if name not in ("train_file", "validation_file", "test_file")}
+    single = run(settings, **files, max_steps=2, output_dir=str(tmp_path / "single"))
+    with pytest.raises(SystemExit, match="single sequences; leave out --pair-column"):
+        predicted(single, table, "--sequence-column", "a", "--pair-column", "b")
 
 
 def test_layers_learn_more_slowly_the_deeper_they_lie(settings, monkeypatch):
@@ -553,6 +620,11 @@ def test_kmer_logistic_writes_the_same_results_and_can_be_loaded(settings):
     examples, _ = read_labelled({"train": [settings["test_file"]]}, Columns())
     logits = KmerLogistic.load(folder).logits(examples["train"])
     assert (logits.argmax(1) == predictions(folder).argmax(1)).all()
+    assert predicted(folder, settings["test_file"]) == pytest.approx(predictions(folder), abs=1e-5)
+    assert results(folder)["parameters"] == 4**3 + 4**4 + 4**5 + 4**6 + 1  # of the second class; the first one's are 0
+    (folder / "kmer_logistic.npy").unlink()
+    with pytest.raises(SystemExit, match="holds no whole kmer-logistic model"):
+        predicted(folder, settings["test_file"])
 
 
 @pytest.mark.shared
@@ -660,6 +732,9 @@ def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
         ({"train_file": "absent.csv"}, "absent.csv: no such file"),
         ({"label_column": "class"}, "no column 'class'; the columns are 'sequence', 'label'"),
         ({"model": "absent", "config_name": None}, "no model configuration at absent"),
+        ({"max_train_samples": -5}, "--max_train_samples -5 leaves nothing to train on"),
+        ({"model": "kmer-logistic", "use_lora": True}, "--use_lora is of no use to kmer-logistic"),
+        ({"model": "kmer-logistic", "class_weights": "balanced"}, "--class_weights is of no use to kmer-logistic"),
         ({"max_seq_length": 5}, "tokens, more than the 5 that fit; add --truncate"),
         ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
         ({"augment_tokens": 2}, "augment_tokens is 2"),
@@ -718,12 +793,24 @@ def interrupt(settings, monkeypatch, step=6):
         ("pooling", "mean"),
         ("augment_crop", 3),
         ("metric_for_best_model", "eval_mcc"),
+        ("bf16", True),
+        ("max_grad_norm", 0.5),
+        ("early_stopping", 3),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(settings, monkeypatch, name, value):
     interrupt(settings, monkeypatch)
     found = error_of(settings, **{name: value})
     assert "checkpoint-4 was saved with --" + name in found and f"now it is {value}" in found
+
+
+def test_a_checkpoint_of_other_rows_is_not_gone_on_from(settings, tmp_path, monkeypatch):
+    table = shutil.copy(settings["train_file"], tmp_path / "train.csv")
+    settings = settings | {"train_file": str(table)}
+    interrupt(settings, monkeypatch)
+    with open(table, "a") as file:
+        file.write("ACGTACGT,1\r\n")
+    assert "checkpoint-4 was saved with other train rows: the content of the data has changed" in error_of(settings)
 
 
 def test_a_named_checkpoint_is_not_deleted(settings, monkeypatch):
@@ -758,6 +845,36 @@ def test_a_whole_model_replaces_an_adapter(settings, tmp_path):
     assert not list(folder.glob("adapter_*"))
     logits = outputs(folder, settings["test_file"])
     assert np.exp(logits) / np.exp(logits).sum(1, keepdims=True) == pytest.approx(predictions(folder), abs=1e-5)
+
+
+def test_predictions_of_an_earlier_run_are_deleted(settings):
+    run(settings, max_steps=2)
+    folder = run(settings, max_steps=2, test_file=None, overwrite_output_dir=True)
+    assert (folder / "validation_predictions.csv").is_file() and not (folder / "test_predictions.csv").exists()
+
+
+def test_an_adapter_loads_from_any_folder_without_warnings(settings, tmp_path, monkeypatch, capfd):
+    base = run(settings, max_steps=2, output_dir=str(tmp_path / "base"))
+    monkeypatch.chdir(tmp_path)
+    changes = {"config_name": None, "tokenizer_name": None, "model": "base", "use_lora": True, "max_steps": 2}
+    folder = run(settings, **changes)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capfd.readouterr()
+    assert predicted(folder, settings["test_file"]) == pytest.approx(predictions(folder), abs=1e-5)
+    assert "newly initialized" not in "".join(capfd.readouterr())
+    saved = sum(value.numel() for value in safetensors.torch.load_file(folder / "adapter_model.safetensors").values())
+    assert results(folder)["trainable_parameters"] == saved
+    assert results(folder)["parameters"] == results(base)["parameters"] + saved - head_size(base)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(
+        SystemExit, match="is an adapter of the model in .*base, which is not there; put that folder back"
+    ):
+        predicted(folder, settings["test_file"])
+
+
+def head_size(folder: Path) -> int:
+    return sum(value.numel() for name, value in weights(folder).items() if "pooler" in name or "classifier" in name)
 
 
 def test_warm_up_may_be_a_share_of_the_run(mouse_task, seen):
