@@ -149,6 +149,8 @@ def _config(source: str, trust_remote_code: bool = False):
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{source} is no model folder: it has no config.json")
+    if not folder.exists() and (folder.is_absolute() or source.startswith(".") or len(folder.parts) > 2):
+        raise ModelError(f"{source}: no such folder")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -19,7 +20,7 @@ from transformers import (
     ModernBertModel,
 )
 
-from modeling import StrandBertConfig, StrandBertForMaskedLM
+from modeling import StrandBertConfig, StrandBertForMaskedLM, StrandBertForSequenceClassification
 from tests.training import hyena_like
 from training.classification_batches import ClassificationCollator
 from training.classification_data import REGRESSION, SINGLE_LABEL, Labels
@@ -258,6 +259,20 @@ def test_an_adapter_loads_with_its_head_and_labels(strandbert, tmp_path):
     again = load_finetuned(tmp_path)
     assert torch.equal(logits(again), logits(classifier))
     assert again.model.config.id2label[2] == "both"
+
+
+def test_nothing_is_said_of_a_head_that_the_adapter_brings(strandbert, tmp_path, monkeypatch):
+    trained_adapter(tmp_path, strandbert)
+    level, before = transformers.utils.logging.get_verbosity, transformers.utils.logging.get_verbosity()
+    levels, from_pretrained = [], StrandBertForSequenceClassification.from_pretrained
+
+    def noted(*arguments, **options):
+        levels.append(level())
+        return from_pretrained(*arguments, **options)
+
+    monkeypatch.setattr(StrandBertForSequenceClassification, "from_pretrained", noted)
+    load_finetuned(tmp_path)
+    assert levels == [transformers.logging.ERROR] and level() == before
 
 
 @pytest.mark.parametrize("part", ["classifier", "pooler", "lora_B"])
