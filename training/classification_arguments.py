@@ -92,7 +92,7 @@ class DataArguments:
     )
     data_dir: str | None = field(default=None, metadata={"help": "folder that the benchmark was unpacked to"})
     train_file: list[str] = field(
-        default_factory=list, metadata={"help": "CSV, TSV or Parquet (also .gz), one or several"}
+        default_factory=list, metadata={"help": "CSV or TSV (also .gz) or Parquet, one or several"}
     )
     validation_file: list[str] = field(
         default_factory=list, metadata={"help": "rows that choose the best step; default: a part of the training rows"}

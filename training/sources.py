@@ -77,9 +77,11 @@ def _read_rows(path: Path, sequence_column: str) -> Iterator[tuple]:
     if suffix in DELIMITERS:
         return _read_delimited(path, DELIMITERS[suffix], sequence_column)
     if suffix == ".parquet":
+        if path.suffix.lower() != suffix:
+            raise SequenceFileError(f"{path}: Parquet is compressed inside; unpack the file to .parquet first")
         return _read_parquet(path, sequence_column)
-    known = ", ".join([*FASTA_SUFFIXES, *TEXT_SUFFIXES, *DELIMITERS, ".parquet"])
-    raise SequenceFileError(f"{path}: unknown kind of file {suffix!r}; known are {known} (also with .gz)")
+    known = ", ".join([*FASTA_SUFFIXES, *TEXT_SUFFIXES, *DELIMITERS])
+    raise SequenceFileError(f"{path}: unknown kind of file {suffix!r}; known are .parquet, {known} (also with .gz)")
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -78,6 +78,7 @@ def test_reverse_complement_of_the_reverse_complement(sequence):
 @pytest.mark.parametrize(
     "name, content, message",
     [
+        ("x.parquet.gz", "ACGT", "Parquet is compressed inside"),
         ("x.fq", "ACGT\n+\nIIII\n", "line 1: expected a header"),
         ("x.fq", "@r1\nACGT\n+\nIII\n", "line 4, read 'r1': 4 bases but 3 qualities"),
         ("x.fq", "@r1\nACGT\n+\nIIII\n@r2\nAC\n", "line 5, read 'r2': the file ends"),

@@ -79,6 +79,7 @@ def test_a_field_may_hold_a_chromosome(write):
         ("a.fa", b">chr1\nMKLV\n", "looks like protein"),
         ("a.docx", b"ACGT", "unknown kind of file '.docx'"),
         ("a", b"ACGT", "unknown kind of file ''"),
+        ("a.parquet.gz", b"ACGT", "Parquet is compressed inside"),
         ("a.parquet", b"ACGT", "not a readable Parquet file"),
         ("a.txt.gz", gzip.compress(b"ACGT" * 999, mtime=0)[:20], "damaged gzip file"),
     ],
