@@ -14,7 +14,6 @@ import errno
 import itertools
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from tokenization.bpe_kernels import MAX_TOKENS
 from tokenization.bpe_trainer import NO_LENGTH_LIMIT, Limits, Progress, TokensInMemory, merges_as_text, train
 from tokenization.me_bpe import train_me_bpe
+from tokenization.peak_memory import peak_memory_bytes
 from tokenization.tokenizer_files import (
     FIRST_MERGE_ID,
     SPECIAL_TOKENS,
@@ -137,7 +137,7 @@ def save(merges: list[tuple[str, str, int]], counts: Counts, arguments: argparse
             **asdict(counts),
             "seconds": round(seconds, 2),
             "cpu_seconds": round(time.process_time(), 2),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak_memory_bytes(),
             "merges": own,
         }
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in report.items())

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from gue.tasks import Task
+from tokenization.peak_memory import peak_memory_bytes
 from tokenization.tokenizer_files import write_text_atomically
 from training.checkpoints import write_json
 from training.classification_data import SINGLE_LABEL, Examples, Labels
@@ -65,7 +65,8 @@ def write_results(
         if collapse.reason is None and collapse.is_constant(final):
             collapse.reason = collapse.explain(final, learning_rate, "even at the best step")
         results["collapsed"] = collapse.reason
-    results["peak_memory_mb"] = peak_memory_mb()
+    memory = peak_memory_bytes()
+    results["peak_memory_mb"] = memory and memory / (1 << 20)
     if torch.cuda.is_available():
         results["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / (1 << 20)
     results["data"] = data.report
@@ -94,16 +95,6 @@ def write_predictions(path: Path, logits: np.ndarray, examples: Examples, labels
         else:
             writer.writerow([where, *(f"{value:g}" for value in truth), *numbers])
     write_text_atomically(path, table.getvalue())
-
-
-def peak_memory_mb() -> float | None:
-    """Largest memory of this process so far, of the host in MiB; None on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
