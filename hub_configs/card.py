@@ -176,10 +176,13 @@ def use(name: str, row: dict, weights: str, architecture: str, repository: str) 
             f"my_tokenizer --train_file genome.fa.gz --output_dir {name}`."
         )
     auto_class, task = HEADS[architecture]
+    others = "the other Auto classes load them too, with a new head where they have one."
+    if "Classification" in architecture:
+        others = "`AutoModel` loads the encoder alone."
     examples = "\n\n".join(text.format(repository=repository) for text in (USE.get(task, ""), EMBED) if text)
     return (
         f"## Use\n\nNothing but `torch` and `transformers` (4.57 to 5.x) is needed. The weights are those of "
-        f"`{auto_class}`; the other Auto classes load them too, with a new head where they have one.\n\n{examples}"
+        f"`{auto_class}`; {others}\n\n{examples}"
     )
 
 

@@ -113,7 +113,10 @@ class StrandBertConfig(PretrainedConfig):
 
     @property
     def output_attentions(self):
-        """Whether every call returns attention probabilities, which only the eager backend can."""
+        """
+        Whether every call returns attention probabilities, which only the eager backend can: "auto" becomes "eager" and
+        stays so until `set_attn_implementation`.
+        """
         return self._output_attentions
 
     @output_attentions.setter

@@ -161,7 +161,9 @@ class StrandBertGatedMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         chunk = FEED_FORWARD_CHUNK.get(hidden_states.device.type)
-        if chunk is None or is_traced() or torch.is_grad_enabled() or len(hidden_states) <= chunk:
+        # Reentrant checkpointing trains without gradients first: dropout must see the same shape when it computes anew.
+        whole = chunk is None or is_traced() or torch.is_grad_enabled() or self.training
+        if whole or len(hidden_states) <= chunk:
             return self.feed_forward(hidden_states)
         return torch.cat([self.feed_forward(tokens) for tokens in hidden_states.split(chunk)])
 
@@ -322,7 +324,7 @@ class StrandBertPreTrainedModel(PreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor, *args, **kwargs) -> Tensor:
         """transformers' loss of this head; 0, not NaN, when no label counts."""
         if not labels.is_floating_point() and not is_traced() and not bool((labels != -100).any()):
-            return logits.sum() * 0
+            return (logits * 0).sum()
         if self.loss_type == "ForSequenceClassification":
             return self.loss_function(labels, logits, *args, **kwargs)
         return self.loss_function(logits, labels, *args, **kwargs)
@@ -362,6 +364,8 @@ class StrandBertPreTrainedModel(PreTrainedModel):
         head = [key for key in model.state_dict() if not cls._is_backbone(key)]
         tied = set(getattr(cls, "_tied_weights_keys", None) or ())
         half_head = new_head if set(head) - tied - set(new_head) - set(names) else []
+        if set(new_head) == {key for key in head if key.startswith("classifier.")}:
+            half_head = []  # a new classifier on a pooler that was trained before
         problems = [
             f"{what}: {', '.join(sorted(keys))}"
             for what, keys in (
@@ -674,11 +678,13 @@ class StrandBertForSequenceClassification(StrandBertPreTrainedModel):
         loss = None
         if labels is not None:
             self._settle_problem_type(labels, len(logits))
-            if self.config.problem_type != "single_label_classification":
-                labels = labels.to(logits.dtype)
-            if self.config.problem_type == "regression":
+            outputs = logits
+            if self.config.problem_type == "regression":  # half precision would round the labels
+                outputs = logits if logits.dtype == torch.float64 else logits.float()
                 labels = labels.reshape(logits.shape if self.num_labels > 1 else -1)
-            loss = self._loss(logits, labels, self.config, **kwargs)
+            if self.config.problem_type != "single_label_classification":
+                labels = labels.to(outputs.dtype)
+            loss = self._loss(outputs, labels, self.config, **kwargs)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

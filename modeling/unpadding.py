@@ -83,13 +83,13 @@ class SequenceLayout:
 
     def filled(self, tokens: Tensor) -> tuple[Tensor, "SequenceLayout"]:
         """`tokens` (total_tokens, ...) with rows of zeros up to the next usual size, and a layout in which these rows
-        are one more sequence. The first total_tokens rows stand as before."""
-        missing = usual_size(len(tokens)) - len(tokens)
-        if not missing:
+        are more sequences, none longer than the others. The first total_tokens rows stand as before."""
+        total = usual_size(len(tokens))
+        if total == len(tokens):
             return tokens, self
-        total = len(tokens) + missing
-        cu_seqlens = torch.cat([self.cu_seqlens, self.cu_seqlens.new_tensor([total])])
-        return filled(tokens), SequenceLayout(1, total, cu_seqlens, max(self.max_seqlen, missing), packed=True)
+        ends = [*range(len(tokens) + self.max_seqlen, total, self.max_seqlen), total]
+        cu_seqlens = torch.cat([self.cu_seqlens, self.cu_seqlens.new_tensor(ends)])
+        return filled(tokens), SequenceLayout(1, total, cu_seqlens, self.max_seqlen, packed=True)
 
     def sequence_grid(self) -> tuple[Tensor, Tensor]:
         """

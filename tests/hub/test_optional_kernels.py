@@ -50,7 +50,7 @@ def varlen_function(alibi):
 @pytest.fixture
 def flash_attn(monkeypatch):
     """Function that puts a stand-in for the flash-attn package in place."""
-    remembered = (alibi_attention._flash_attention_2_function, alibi_attention.honours_alibi)
+    remembered = (alibi_attention._flash_attention_2_function, alibi_attention.alibi_problem)
 
     def forget():
         for function in remembered:
@@ -70,11 +70,23 @@ def flash_attn(monkeypatch):
 @pytest.mark.parametrize("alibi", [True, False])
 def test_a_flash_attn_that_takes_slopes_and_ignores_them_is_found_out(flash_attn, dtype, alibi):
     flash_attn(varlen_function(alibi))
-    assert alibi_attention.honours_alibi(torch.device("cpu"), dtype) is alibi
+    problem = alibi_attention.alibi_problem(torch.device("cpu"), dtype)
+    assert problem is None if alibi else "are not those of ALiBi" in problem
+
+
+def test_a_flash_attn_that_does_not_run_here_is_left_out(flash_attn, monkeypatch):
+    def too_old(*_, alibi_slopes, **__):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    flash_attn(too_old)
+    problem = alibi_attention.alibi_problem(torch.device("cpu"), torch.bfloat16)
+    assert "does not run on this device (FlashAttention only supports Ampere" in problem
+    monkeypatch.setattr(alibi_attention, "alibi_problem", lambda device, dtype: problem)
+    assert alibi_attention.choose_backend("cuda", torch.bfloat16, 100) == "sdpa"
 
 
 def test_on_a_gpu_the_table_leaves_out_a_flash_attn_that_ignores_slopes(flash_attn, monkeypatch):
     flash_attn(varlen_function(alibi=True))
-    for honours, expected in ((True, "flash_attention_2"), (False, "sdpa")):
-        monkeypatch.setattr(alibi_attention, "honours_alibi", lambda device, dtype, honours=honours: honours)
+    for problem, expected in ((None, "flash_attention_2"), ("no ALiBi", "sdpa")):
+        monkeypatch.setattr(alibi_attention, "alibi_problem", lambda device, dtype, problem=problem: problem)
         assert alibi_attention.choose_backend("cuda", torch.bfloat16, 100) == expected

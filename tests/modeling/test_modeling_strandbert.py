@@ -9,6 +9,7 @@ from modeling import (
     StrandBertForSequenceClassification,
     StrandBertForTokenClassification,
     StrandBertModel,
+    modeling_strandbert,
 )
 
 from .conftest import build, random_ids
@@ -266,6 +267,20 @@ def test_activation_checkpointing_changes_no_gradient(backend):
     assert model.is_gradient_checkpointing
 
 
+def test_dropout_sees_the_same_shapes_when_a_checkpoint_is_computed_anew(monkeypatch):
+    """Reentrant checkpointing, transformers 4's, computes without gradients first; other shapes draw another mask."""
+    monkeypatch.setattr(modeling_strandbert, "FEED_FORWARD_CHUNK", {"cpu": 4})
+    model, batch = build(StrandBertForMaskedLM, hidden_dropout_prob=0.1).train(), ragged_batch()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    shapes, dropout = [], torch.nn.functional.dropout
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *o: shapes.append(x.shape) or dropout(x, *o))
+    loss = model(**batch, labels=batch["input_ids"]).loss
+    first = shapes[:]
+    loss.backward()
+    again = shapes[len(first) :]
+    assert again and sorted(first[-len(again) :]) == sorted(again)
+
+
 @pytest.mark.slow
 def test_compiled_model_is_one_graph_and_equal():
     torch._dynamo.reset()
@@ -414,6 +429,21 @@ def test_labels_on_padding_never_count(model_class):
 )
 def test_no_label_at_all_is_loss_zero_not_nan(model_class, labels):
     assert build(model_class)(**ragged_batch(), labels=labels).loss == 0
+
+
+def test_no_label_at_all_is_loss_zero_in_half_precision():
+    """The sum of many logits is beyond fp16."""
+    model = build(StrandBertForMaskedLM, vocab_size=4096).half()
+    torch.nn.init.constant_(model.cls.predictions.decoder.bias, -5)
+    assert model(random_ids(1, 20), labels=torch.full((1, 20), -100)).loss == 0
+
+
+def test_regression_targets_are_not_rounded_to_half_precision():
+    model = build(StrandBertForSequenceClassification, num_labels=1, problem_type="regression")
+    targets = torch.tensor([1001.0, 2003.0, 3005.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**ragged_batch(), labels=targets)
+    assert output.loss == (output.logits.float().squeeze() - targets).square().mean()
 
 
 def test_asking_a_traced_model_for_attentions_raises():

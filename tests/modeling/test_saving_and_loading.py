@@ -17,7 +17,7 @@ from modeling import (
     StrandBertModel,
 )
 
-from .conftest import build, random_ids
+from .conftest import build, random_ids, tiny_config
 
 AUTO_CLASSES = {
     "AutoConfig",
@@ -225,6 +225,13 @@ def test_half_a_head_in_the_checkpoint_raises(tmp_path, name):
     change_weights(tmp_path, lambda weights: weights.pop(name))
     with pytest.raises(RuntimeError, match=f"missing from a head.*{name}"):
         StrandBertForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_pooler_that_was_trained_gets_a_new_classifier(tmp_path):
+    encoder = StrandBertModel(tiny_config(), add_pooling_layer=True)
+    encoder.save_pretrained(tmp_path)
+    model = StrandBertForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+    assert torch.equal(model.bert.pooler.dense.weight, encoder.pooler.dense.weight)
 
 
 def test_half_a_language_model_head_raises(folder):

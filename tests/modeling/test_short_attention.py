@@ -8,8 +8,8 @@ from modeling import short_attention as short
 from modeling.unpadding import layout_from_cu_seqlens
 
 
-def gradients(lengths, dtype, heads=4, head_dim=16, seed=0):
-    """Output and gradients of sdpa attention over packed sequences, of one random objective."""
+def gradients(lengths, dtype, heads=4, head_dim=16, seed=0, backend=attention.sdpa_attention):
+    """Output and gradients of attention over packed sequences, of one random objective."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
     qkv = torch.randn(total, 3, heads, head_dim, generator=generator).bfloat16()
@@ -18,7 +18,7 @@ def gradients(lengths, dtype, heads=4, head_dim=16, seed=0):
     boundaries = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     layout = layout_from_cu_seqlens(1, total, boundaries, None, "cpu")
     slopes = torch.tensor(attention.alibi_slopes(heads))
-    output = attention.sdpa_attention(*qkv.unbind(1), slopes, layout)
+    output = backend(*qkv.unbind(1), slopes, layout)
     (output * weights).sum().backward()
     return output.detach(), qkv.grad
 
@@ -28,13 +28,14 @@ def error(result, exact):
 
 
 @pytest.mark.parametrize(
-    "lengths", [[1], [2, 63], [64, 64, 64], [100, 7, 100, 97, 110], [60, 300, 57], [short.LONGEST]]
+    "lengths", [[1], [2, 63], [64, 64, 64], [100, 7, 100, 97, 110], [60, 300, 57], [200, 220, 209], [short.LONGEST]]
 )
-def test_at_most_twice_the_error_of_torchs_kernel(lengths, monkeypatch):
-    exact = gradients(lengths, torch.float64)
-    ours = gradients(lengths, torch.bfloat16)
+@pytest.mark.parametrize("backend", [attention.sdpa_attention, attention.banded_attention])
+def test_at_most_twice_the_error_of_torchs_kernel(lengths, backend, monkeypatch):
+    exact = gradients(lengths, torch.float64, backend=backend)
+    ours = gradients(lengths, torch.bfloat16, backend=backend)
     monkeypatch.setattr(attention, "longest_short_sequence", lambda *_: 0)
-    theirs = gradients(lengths, torch.bfloat16)
+    theirs = gradients(lengths, torch.bfloat16, backend=backend)
     for mine, other, reference in zip(ours, theirs, exact, strict=True):
         assert error(mine, reference) <= 2 * max(error(other, reference), 1e-3)
 

@@ -144,6 +144,14 @@ def test_filling_adds_a_sequence_and_moves_nothing():
     assert wider.boundaries() == [(0, 60), (60, 67), (67, 68)]
 
 
+def test_filling_adds_no_sequence_that_is_longer_than_the_others():
+    """Their length decides about the backend."""
+    layout = layout_from_cu_seqlens(1, 1027, torch.tensor([0, 3, 6, *range(9, 1027, 3), 1027]), None, "cpu")
+    more, wider = layout.filled(torch.randn(1027, 3))
+    assert len(more) == 1056 and wider.max_seqlen == layout.max_seqlen == 3
+    assert max(end - start for start, end in wider.boundaries()) == 3 and wider.boundaries()[-1][1] == 1056
+
+
 @settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12), padded_to=st.sampled_from([0, 16, 64]))
 def test_groups_by_length_hold_every_token_once_and_give_it_back(lengths, padded_to):
