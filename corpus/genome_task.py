@@ -94,6 +94,7 @@ def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: P
             writer.abort()
         raise
     for split, writer in writers.items():
+        writer.remove_stale()
         if holds_out and writer.rows:
             _save_kmers(work / "kmers" / f"{rank:05d}-{split}.npy", kmers[split])
     if not any(writer.rows for writer in writers.values()):

@@ -282,6 +282,20 @@ def test_a_bad_genome_stops_the_work_with_its_name_and_is_taken_up_when_mended(t
     assert len(rows_of(tmp_path / "out")) == 2
 
 
+def test_no_shard_stays_of_a_genome_that_was_refused_late_and_mended_shorter(tmp_path):
+    sequence = "ACGTTGCA" * 200
+    (tmp_path / "a.fa").write_text("".join(f">{name}\n{sequence}\n" for name in "abc") + ">d\nACGT!\n")
+    text = "recipe: dnabert2\nshard_bases: 1000\nvalidation_contigs: a"
+    plan = prepare(tmp_path, tmp_path, text, "species,category,path\na,plant,a.fa\n")
+    with pytest.raises(FastaError):
+        build(*plan, tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 2
+    (tmp_path / "a.fa").write_text("".join(f">{name}\n{sequence}\n" for name in "ab"))
+    manifest = build(*plan, tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == manifest["splits"]["train"]["sequences"] == 1
+    assert len(rows_of(tmp_path / "out", "validation")) == 1
+
+
 FULL = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
