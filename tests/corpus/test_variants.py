@@ -155,6 +155,25 @@ def test_a_second_haplotype_of_haploid_genotypes_is_absent(write):
     assert [alleles.absent for alleles in read(path, "HG2", "chrX")] == [False, False]
 
 
+def test_a_missing_genotype_makes_no_second_haplotype(write):
+    records = [("chrX", 3, "A", "C", ".", "1", "."), ("chrX", 9, "A", "C", ".", ".", "0|1")]
+    path = write([*records, ("chrX", 15, "A", "C", ".", "0", ".")])
+    assert [alleles.absent for alleles in read(path, "HG1", "chrX")] == [False, True]
+    assert [alleles.absent for alleles in read(path, "HG2", "chrX")] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("start", "absent"), [(20, True), (10_500, True), (50_000, True), (295_000, False), (150_000, False)]
+)
+def test_a_region_that_tells_nothing_is_as_haploid_as_what_lies_around(write, start, absent):
+    records = [("chrY", 5, "A", "C", ".", "1", "."), ("chrY", 10_510, "A", "C", ".", ".", ".")]
+    path = write([*records, ("chrY", 300_010, "A", "C", ".", "0|1", ".")])
+    first, second = read(path, "HG1", "chrY", start, start + 20)
+    assert (first.absent, second.absent) == (False, absent)
+    assert not read(path, "HG2", "chrY", start, start + 20)[1].absent
+    assert second.records == (start == 10_500)
+
+
 def test_a_genotype_is_found_among_other_fields(write):
     text = vcf_text(RECORDS, ("HG1", "HG2")).replace("\tGT\t0|1\t1|1", "\tDP:GT:AD\t12:0|1:3,4\t7:1|1")
     assert read(write(text), "HG1")[1].variants[0].position == 2
@@ -359,6 +378,20 @@ class TestCheckReference:
     def test_few_wrong_records_pass(self, write):
         with PhasedVariants(write(self.RECORDS, samples=("HG1",))) as variants:
             variants.check_reference("chr1", b"T" + self.RIGHT[1:])
+
+    def test_nine_wrong_records_pass_and_ten_do_not_however_few_there_are(self, write):
+        for count in (9, 10):
+            with PhasedVariants(write(self.RECORDS[:count], f"{count}.vcf", samples=("HG1",))) as variants:
+                if count == 9:
+                    variants.check_reference("chr1", self.RIGHT[1:])
+                else:
+                    with pytest.raises(VariantError, match="10 of 10 REF alleles"):
+                        variants.check_reference("chr1", self.RIGHT[1:])
+
+    def test_records_of_telomeres_are_not_wrong(self, write):
+        ends = [("chr1", 0, "N", "N]chr1:5]", ".", "0|1")] * 10
+        with PhasedVariants(write([*ends, *self.RECORDS[:5]], samples=("HG1",))) as variants:
+            variants.check_reference("chr1", self.RIGHT)
 
 
 @pytest.mark.shared
