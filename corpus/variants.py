@@ -227,7 +227,10 @@ class PhasedVariants:
         except (OSError, ValueError) as error:
             if isinstance(error, VariantError):
                 raise
-            raise VariantError(f"{self.path}: corrupt or truncated ({error}); copy the file again") from None
+            raise VariantError(
+                f"{self.path}: corrupt or truncated ({error}); copy the file again; or its index is not its own: make "
+                "it again"
+            ) from None
 
     def _position(self, fields: list[str]) -> int:
         try:

@@ -57,12 +57,15 @@ def indexed(path: Path, kind: str, folder: Path) -> tuple[Path, Path]:
     """
     Return a file with the same records, and its index: those on disk, or made in `folder`.
 
+    An index older than its file is not used: it may be that of an earlier file, and then hides records.
+
     Raises:
         VariantError: a file without index that is unsorted or damaged; names the line.
     """
     for suffix in (".tbi", ".csi"):
-        if Path(f"{path}{suffix}").is_file():
-            return path, Path(f"{path}{suffix}")
+        index = Path(f"{path}{suffix}")
+        if index.is_file() and index.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            return path, index
     data, index = path, folder / "variants.csi"
     if kind == "text":
         data = folder / "variants.vcf.gz"

@@ -20,6 +20,7 @@ from corpus.fasta import FastaError, read_fasta
 from corpus.recipe import read_genomes, read_recipe
 from corpus.sequences import reverse_complement
 from corpus.synthetic import write_synthetic_genomes
+from corpus.variants import VariantError
 from tests.corpus.vcf import vcf_text, write_indexed
 from training.storage import StorageError
 
@@ -308,7 +309,27 @@ def test_both_haplotypes_of_a_random_individual_travel_with_their_sequences(tmp_
     applied = sum(5 for row in chr1 if (row["sample"], row["haplotype"]) != ("HG1", 1))
     assert report["variants"]["applied SNV"] == applied
     assert report["contigs_without_variants"] == 1
+    assert report["notes"] == ["1 of 2 contigs have no variants: chr2"]
     assert {(row["sample"], row["haplotype"]) for row in rows if row["contig"] == "chr2"} == {(None, None)}
+
+
+def test_variants_of_another_assembly_in_one_place_are_refused_by_file_contig_and_sample(tmp_path):
+    letters = "ACGT" * 1000
+    (tmp_path / "a.fa").write_text(f">chr1\n{letters}\n")
+    wrong = range(2001, 2012)
+    records = [
+        ("1", pos, letters[pos if pos in wrong else pos - 1], "N", ".", "1|1" if pos in wrong else "0|0")
+        for pos in sorted({*range(1, 4000, 8), *wrong})
+    ]
+    (tmp_path / "a.vcf").write_text(vcf_text(records))
+    plan = prepare(
+        tmp_path,
+        tmp_path,
+        "recipe: dnagrinder\nsegment: 600\noverlap: 50\ncut: 500",
+        "species,category,path,vcf\na,plant,a.fa,a.vcf\n",
+    )
+    with pytest.raises(VariantError, match=r"a\.vcf: contig '1', sample 'HG1', [\d,]+ to [\d,]+: 1[01] of 1[01] REF"):
+        build(*plan, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """corpus.variants: what the haplotypes of a sample carry, and what is wrong with a file that cannot say."""
 
 import gzip
+import os
 import shutil
 from collections import Counter
 
@@ -107,6 +108,18 @@ def test_a_file_without_index_gets_no_new_neighbours(write, tmp_path):
     path = write(RECORDS)
     read(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("form", [as_indexed, as_indexed_bcf])
+def test_an_index_older_than_its_file_is_not_used(tmp_path, form):
+    header = ["##contig=<ID=chr1>", FORMAT]
+    path, other = tmp_path / "small.vcf.gz", tmp_path / "other.vcf.gz"
+    form(path, vcf_text([("chr1", 3, "A", "C", ".", "0|1")], header=header))
+    index = next(file for file in tmp_path.iterdir() if file.suffix in (".tbi", ".csi"))
+    form(other, vcf_text([("chr1", 3, "A", "C", ".", "0|1"), ("chr1", 40_000, "A", "C", ".", "0|1")], header=header))
+    os.replace(other, path)
+    os.utime(path, (later := index.stat().st_mtime + 1, later))
+    assert read(path, start=39_000, end=50_000)[1].records == 1
 
 
 def test_a_region_holds_the_records_that_overlap_it(write):
@@ -338,7 +351,9 @@ class TestBadInput:
         for i in range(len(content) // 2, len(content) // 2 + 40):
             content[i] ^= 0x5A
         path.write_bytes(content)
-        assert "corrupt or truncated" in error_of(path, end=30_000)
+        (tmp_path / "damaged.vcf.gz.tbi").touch()
+        message = error_of(path, end=30_000)
+        assert "corrupt or truncated" in message and "or its index is not its own: make it again" in message
 
     def test_the_index_of_another_file(self, write, tmp_path):
         path = write(RECORDS, "one.vcf.gz")
