@@ -32,10 +32,13 @@ def kind_of(path: Path) -> str:
     """
     if not path.is_file():
         raise VariantError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    with open(path, "rb") as file:
-        head = file.read(16)
-        file.seek(max(path.stat().st_size - len(BGZF_END), 0))
-        end = file.read()
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+            file.seek(max(path.stat().st_size - len(BGZF_END), 0))
+            end = file.read()
+    except OSError as error:
+        raise VariantError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not head:
         raise VariantError(f"{path}: empty file; expected VCF or BCF")
     bgzf = head.startswith(GZIP_MAGIC) and head[3] & 4 and head[12:14] == b"BC"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus import vcf_files
 from corpus.fasta import read_fasta
 from corpus.variants import PhasedVariants, Variant, VariantError
 from tests.corpus.vcf import vcf_text, write_indexed
@@ -283,6 +284,14 @@ class TestBadInput:
 
     def test_folder(self, tmp_path):
         assert "is a folder" in error_of(tmp_path)
+
+    def test_a_file_that_may_not_be_opened(self, write, monkeypatch):
+        def fail(*_):
+            raise PermissionError(13, "Permission denied")
+
+        path = write(RECORDS)
+        monkeypatch.setattr(vcf_files, "open", fail, raising=False)
+        assert "cannot be read (Permission denied)" in error_of(path)
 
     def test_empty_file(self, write):
         assert "empty file" in error_of(write(""))
