@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 import torch
@@ -81,6 +82,16 @@ def check_files(output: str | Path, also: Iterable[Path], inputs: Iterable[str |
     for path in [] if overwrite else (output, *also):
         if path.exists() and (path == output or os.path.abspath(path) not in ours):
             raise JobError(f"{path} already exists; choose another name or pass --overwrite")
+
+
+def refuse_not_finite(places: list[str]):
+    """Raise JobError when there are places with results like NaN; it names the first."""
+    if places:
+        more = f" (and {len(places) - 1:,} more)" if len(places) > 1 else ""
+        raise JobError(
+            f"{places[0]}{more}: the outputs are not finite; use a model whose weights are finite, and float32 or "
+            "bfloat16 rather than --dtype float16"
+        )
 
 
 @dataclass(frozen=True)
@@ -262,9 +273,24 @@ def _compute_blocks(parts: Path, found: Survey, read_blocks, compute, state: Par
             if number == missing[0]:
                 del missing[0]
                 with _replacing(_part(parts, number)) as temporary:
-                    _write_parquet(temporary, compute(first, block))
+                    _write_parquet(temporary, _finite(compute(first, block), first, block))
                 progress.update(found.block_bases[number])
             first += len(block)
+
+
+def _finite(tables: Iterator[pyarrow.Table], first: int, block: list[SequenceRecord]) -> Iterator[pyarrow.Table]:
+    """The tables of a block; JobError when a number or a vector in them is not finite. Empty values are no numbers."""
+    for table in tables:
+        finite = np.ones(len(table), bool)
+        for column in table.columns:
+            if pyarrow.types.is_fixed_size_list(column.type):
+                column = pyarrow.compute.list_flatten(column)
+            if pyarrow.types.is_floating(column.type):
+                of_column = pyarrow.compute.is_finite(column).fill_null(True).to_numpy()
+                finite &= of_column.reshape(len(table), -1).all(axis=1)
+        bad = [block[number - first] for number in np.unique(table["record"].to_numpy()[~finite])]
+        refuse_not_finite([record.place() for record in bad])
+        yield table
 
 
 def _write_parquet(path: Path, tables: Iterator[pyarrow.Table]):

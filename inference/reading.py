@@ -41,6 +41,10 @@ class SequenceRecord:
     where: str
     pair: bytes | None = None
 
+    def place(self) -> str:
+        """What an error message calls the record."""
+        return f"{self.where}, record {self.name!r}"
+
 
 def add_input_arguments(parser: argparse.ArgumentParser):
     """What `read_records` needs, as arguments of a command."""

@@ -15,7 +15,7 @@ from inference import embed, jobs
 from modeling import StrandBertModel
 
 from ..conftest import ROOT
-from .conftest import random_sequences, save_model
+from .conftest import random_sequences, save_model, with_infinite_bias
 
 SEQUENCES = [*random_sequences(5, [9, 300, 41, 1200, 77, 500]), "N" * 20, "acgtnRYU" * 9, "A"]
 
@@ -51,6 +51,14 @@ def test_parquet_holds_the_vector_of_every_sequence_in_order(fasta, model_folder
     assert table["name"].to_pylist() == [f"s{i}" for i in range(len(SEQUENCES))]
     assert table["length"].to_pylist() == [len(sequence) for sequence in SEQUENCES]
     assert np.abs(vectors(table) - model.embed(SEQUENCES, **options).numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("resolution", ["sequence", "token", "nucleotide"])
+def test_vectors_that_are_not_finite_are_not_written(fasta, model_folder, tmp_path, resolution):
+    folder = with_infinite_bias(model_folder, tmp_path / "model")
+    with pytest.raises(SystemExit, match="line 1, record 's0'.*: the outputs are not finite"):
+        command(fasta, folder, "out.parquet", "--resolution", resolution)
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_npy_and_safetensors_hold_the_same_matrix(fasta, model_folder, model):

@@ -188,6 +188,25 @@ class Vectors(Lengths):
             yield table.append_column("embedding", pyarrow.FixedSizeListArray.from_arrays(values, 2))
 
 
+@pytest.mark.parametrize("column", ["score", "embedding"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite_end_the_job(tmp_path, column, value):
+    def compute(first, records):
+        numbers = range(first, first + len(records))
+        values = {"score": [None] * len(records), "embedding": np.zeros((len(records), 2))}
+        if first == 4:
+            values[column][1:3] = [value] * 2 if column == "score" else [[0, value]] * 2
+        vectors = pyarrow.FixedSizeListArray.from_arrays(values["embedding"].ravel(), 2)
+        score = pyarrow.array(values["score"], pyarrow.float32(), from_pandas=False)
+        yield pyarrow.table({"name": ["r"] * len(records), "record": numbers, "score": score, "embedding": vectors})
+
+    with pytest.raises(JobError, match=r"line 5, record 'r5' \(and 1 more\): the outputs are not finite"):
+        start(tmp_path / "x.parquet", compute)
+    assert [path.name for path in (tmp_path / "x.parquet.parts").glob("*.parquet")] == ["part-00000000.parquet"]
+    start(tmp_path / "y.parquet", compute, records=RECORDS[:4])  # empty values are no numbers
+    assert (tmp_path / "y.parquet").exists()
+
+
 def test_an_index_never_stands_beside_an_older_matrix(tmp_path, monkeypatch):
     output, index = tmp_path / "x.npy", tmp_path / "x.npy.index.tsv"
     start(output, Vectors(1), records=RECORDS[:5])
