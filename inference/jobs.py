@@ -37,6 +37,7 @@ from training.storage import StorageError, check_writable, writing_into
 
 BLOCK_BASES = 1 << 18  # bp; a block ends with the record that reaches this
 BLOCK_RECORDS = 4096
+GROUP_ROWS, GROUP_BYTES = 1 << 16, 1 << 26  # the most of a Parquet row group: each costs as much as many rows
 MATRIX_SUFFIXES = (".npy", ".safetensors")
 
 
@@ -294,13 +295,26 @@ def _finite(tables: Iterator[pyarrow.Table], first: int, block: list[SequenceRec
 
 
 def _write_parquet(path: Path, tables: Iterator[pyarrow.Table]):
+    """Tables of any sizes, joined to row groups of at most GROUP_ROWS and GROUP_BYTES; a larger table is one alone."""
     writer = None
-    for table in tables:
+    for table in _groups(tables):
         if writer is None:
             # Only names repeat; vectors do not compress.
             writer = pyarrow.parquet.ParquetWriter(path, table.schema, use_dictionary=["name"], compression="snappy")
         writer.write_table(table)
     writer.close()
+
+
+def _groups(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+    group, rows, size = [], 0, 0
+    for table in tables:
+        if group and (rows + len(table) > GROUP_ROWS or size + table.nbytes > GROUP_BYTES):
+            yield pyarrow.concat_tables(group)
+            group, rows, size = [], 0, 0
+        group.append(table)
+        rows, size = rows + len(table), size + table.nbytes
+    if group:
+        yield pyarrow.concat_tables(group)
 
 
 class _replacing:

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from inference.attribution import attention_profile, integrated_gradients, main
+from inference.attribution import _sequences, attention_profile, integrated_gradients, main
 from inference.loading import SequenceEncoder, load_classifier
 from inference.reading import reverse_complement
 from modeling.nucleotides import token_lengths, token_spans
@@ -96,6 +96,17 @@ def test_attention_of_many_tokens_is_read_in_chunks(model, encoder):
 def test_unknown_layer_or_query_is_refused(model, encoder, layer, query):
     with pytest.raises(ValueError, match="does not exist|unknown"):
         attention_profile(model, encoder, SEQUENCE, layer, query)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 30])
+def test_records_are_found_again_in_tables_of_any_size(size):
+    expected = [("a", b"ACGTA"), ("a", b"C"), ("b", b"GGTTACA")]  # two neighbours have one name
+    rows = [(name, number, chr(letter)) for number, (name, letters) in enumerate(expected) for letter in letters]
+    columns = dict(zip(("name", "record", "base"), map(list, zip(*rows, strict=True)), strict=True))
+    table = pyarrow.table({**columns, "attribution": [float(place) for place in range(len(rows))]})
+    found = list(_sequences(table.slice(low, size) for low in range(0, len(rows), size)))
+    assert [(name, letters) for name, letters, _ in found] == expected
+    assert np.concatenate([values for *_, values in found]).tolist() == list(range(len(rows)))
 
 
 def test_planted_motif_is_the_top_motif(tmp_path):

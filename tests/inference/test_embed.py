@@ -83,6 +83,7 @@ def test_nucleotide_rows_of_a_matrix_are_found_by_the_index(fasta, model_folder,
 
 def test_token_rows_say_which_bases_they_cover(fasta, model_folder, model):
     table = pyarrow.parquet.read_table(command(fasta, model_folder, "out.parquet", "--resolution", "token"))
+    assert pyarrow.parquet.read_metadata(fasta.with_name("out.parquet")).num_row_groups == 1
     expected = model.embed(SEQUENCES, resolution="token")
     assert np.abs(vectors(table) - torch.cat(expected).numpy()).max() < 1e-5
     for number, sequence in enumerate(SEQUENCES):

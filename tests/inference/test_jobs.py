@@ -207,6 +207,37 @@ def test_numbers_that_are_not_finite_end_the_job(tmp_path, column, value):
     assert (tmp_path / "y.parquet").exists()
 
 
+class Positions(Lengths):
+    """A table for each record, with a row for each bp."""
+
+    def __call__(self, first, records):
+        for number, record in enumerate(records, first):
+            length = len(record.sequence)
+            yield pyarrow.table({
+                "name": [record.name] * length, "record": [number] * length, "position": range(length),
+            })  # fmt: skip
+
+
+@pytest.mark.parametrize("rows, groups", [(1 << 16, [280]), (100, [100, 100, 80]), (12, None)])
+def test_tables_of_many_records_share_a_row_group(tmp_path, monkeypatch, rows, groups):
+    monkeypatch.setattr(jobs, "GROUP_ROWS", rows)
+    start(tmp_path / "x.parquet", Positions())
+    with pyarrow.parquet.ParquetFile(tmp_path / "x.parquet") as file:
+        found = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        table = file.read()
+    lengths = [len(record.sequence) for record in RECORDS]
+    assert table["record"].to_pylist() == [number for number, n in enumerate(lengths) for _ in range(n)]
+    assert table["position"].to_pylist() == [place for n in lengths for place in range(n)]
+    assert found == groups if groups else (max(found) == 20 and sum(found) == 280)
+
+
+def test_a_row_group_is_bounded_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "GROUP_BYTES", 600)
+    start(tmp_path / "x.parquet", Positions())
+    with pyarrow.parquet.ParquetFile(tmp_path / "x.parquet") as file:
+        assert 10 < file.num_row_groups < 20
+
+
 def test_an_index_never_stands_beside_an_older_matrix(tmp_path, monkeypatch):
     output, index = tmp_path / "x.npy", tmp_path / "x.npy.index.tsv"
     start(output, Vectors(1), records=RECORDS[:5])
