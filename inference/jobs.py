@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +97,13 @@ def refuse_not_finite(places: list[str]):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first reading found: sequences, bp, letters N, bp of each block, digest of names and letters."""
+    """What the first reading found: sequences, bp, letters N, bp and digest of each block, digest of all."""
 
     sequences: int
     bases: int
     ambiguous: int
     block_bases: list[int]
+    block_digests: list[bytes]
     digest: str
 
 
@@ -130,17 +131,28 @@ def blocks(records: Iterator[SequenceRecord], block_bases: int = BLOCK_BASES) ->
 def survey(records: Iterator[SequenceRecord], bases_per_block: int = BLOCK_BASES) -> Survey:
     """Read everything once; raises what the reader raises, before anything has been computed."""
     sequences = ambiguous = 0
-    block_bases = []
-    digest = hashlib.blake2b(digest_size=16)
+    block_bases, digests = [], []
     records = tqdm(records, desc="checking the input", unit=" sequences", unit_scale=True, delay=2)
     for block in blocks(records, bases_per_block):
         for record in block:
-            for text in (record.name.encode(), record.sequence, record.pair or b""):
-                digest.update(len(text).to_bytes(8, "little") + text)
             ambiguous += record.sequence.count(b"N") + (record.pair or b"").count(b"N")
         sequences += len(block)
         block_bases.append(sum(map(_bases, block)))
-    return Survey(sequences, sum(block_bases), ambiguous, block_bases, digest.hexdigest())
+        digests.append(_digest(block))
+    digest = hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+    return Survey(sequences, sum(block_bases), ambiguous, block_bases, digests, digest)
+
+
+def _digest(block: list[SequenceRecord]) -> bytes:
+    """Of all that the records hold but their places in the file."""
+    digest = hashlib.blake2b(digest_size=16)
+    for record in block:
+        for field in fields(record):
+            if field.name != "where":
+                value = getattr(record, field.name)
+                value = value if isinstance(value, bytes) else repr(value).encode()
+                digest.update(len(value).to_bytes(8, "little") + value)
+    return digest.digest()
 
 
 def run(
@@ -171,7 +183,8 @@ def run(
         also: the files that may be written beside the output, as given to `check_files`.
 
     Raises:
-        JobError: the output exists; another job is writing it; an interrupted job with other settings is in the way.
+        JobError: the output exists; another job is writing it; an interrupted job with other settings is in the way;
+            the records are others at the second reading; results that are not finite.
         training.storage.StorageError: the output cannot be written.
     """
     output = Path(output)
@@ -186,7 +199,7 @@ def run(
         _alone(parts) if state.is_main_process else contextlib.nullcontext(),
     ):
         if state.is_main_process:
-            counted = {key: value for key, value in asdict(found).items() if key != "block_bases"}
+            counted = {key: value for key, value in asdict(found).items() if not key.startswith("block_")}
             sizes = {"block_bases": block_bases, "block_records": BLOCK_RECORDS}
             _start_or_resume(parts, {**settings, **counted, **sizes}, [os.path.abspath(path) for path in also])
         state.wait_for_everyone()
@@ -272,11 +285,19 @@ def _compute_blocks(parts: Path, found: Survey, read_blocks, compute, state: Par
             if not missing:
                 break
             if number == missing[0]:
+                if _digest(block) != found.block_digests[number]:
+                    raise _changed(f"at or after {block[0].place()}, ")
                 del missing[0]
                 with _replacing(_part(parts, number)) as temporary:
                     _write_parquet(temporary, _finite(compute(first, block), first, block))
                 progress.update(found.block_bases[number])
             first += len(block)
+    if missing:
+        raise _changed("")
+
+
+def _changed(where: str) -> JobError:
+    return JobError(f"{where}the input has changed since it was checked; leave it as it is while the command runs")
 
 
 def _finite(tables: Iterator[pyarrow.Table], first: int, block: list[SequenceRecord]) -> Iterator[pyarrow.Table]:

@@ -3,14 +3,17 @@
 import os
 import signal
 import threading
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from inference import jobs
 from inference.jobs import JobError, blocks, run, survey
 from inference.reading import SequenceInputError, SequenceRecord
+from inference.variant_windows import SCORED, Allele
 
 RECORDS = [SequenceRecord(f"r{i}", b"ACGTN" * (i % 4 + 1), f"line {i}") for i in range(23)]
 
@@ -123,6 +126,37 @@ def test_another_job_does_not_go_on_with_what_is_there(tmp_path, change, message
         start(tmp_path / "x.parquet", Lengths(2))
     with pytest.raises(JobError, match=message):
         start(tmp_path / "x.parquet", **change)
+
+
+def test_every_field_of_a_record_counts_but_its_place(tmp_path):
+    allele = Allele("a", b"ACGT", "line 3", b"ACT", "1", 2, "rs1", "CG", "C", SCORED)
+    digest = survey(iter([allele])).digest
+    assert survey(iter([replace(allele, where="line 4")])).digest == digest
+    changes = {"name": "b", "sequence": b"ACG", "pair": None, "contig": "2", "position": 3, "id": "rs2", "ref": "G",
+               "alt": "T", "status": "breakend"}  # fmt: skip
+    assert {field.name for field in fields(allele)} == {"where", *changes}
+    for name, value in changes.items():
+        assert survey(iter([replace(allele, **{name: value})])).digest != digest
+
+
+@pytest.mark.parametrize(
+    "second, message",
+    [
+        (
+            [*RECORDS[:9], SequenceRecord("r9", b"A" * 10, "line 9"), *RECORDS[10:]],
+            "^at or after line 8, record 'r8', ",
+        ),
+        (RECORDS[:12], "^the input has changed"),
+        (RECORDS[:10], "^at or after line 8"),
+    ],
+)
+def test_an_input_that_changes_while_the_command_runs_is_refused(tmp_path, second, message):
+    readings = [RECORDS, second]
+    computed = Lengths()
+    with pytest.raises(JobError, match=message + ".*since it was checked"):
+        run(tmp_path / "x.csv", {}, lambda: iter(readings.pop(0)), computed, Process())
+    assert computed.blocks == list(range(0, len(second) if "^at" not in message else 8, 4))
+    assert not (tmp_path / "x.csv").exists()
 
 
 def test_before_anything_was_finished_settings_may_change(tmp_path):
