@@ -34,7 +34,7 @@ from space.parts import CSS, THEME  # noqa: E402
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODY_BYTES = 2 * UPLOAD_BYTES  # of any request: the largest file fits, also as text within JSON
 MOST_WAITING = 100  # requests in the queue; more are refused with a message
-FILES_CHECKED, FILES_KEPT = 300, 3600  # seconds
+FILES_CHECKED, FILES_KEPT = 60, 3600  # seconds
 
 
 def read_examples() -> list[dict]:
