@@ -306,6 +306,8 @@ def attribute_file(options: argparse.Namespace):
             write_meme(options.motifs, motifs, [s for _, s, _ in sequences])
             if motifs:
                 save(logo_of_motifs(motifs), motif_files[1])
+            else:
+                motif_files[1].unlink(missing_ok=True)  # of an earlier run
 
     def read():
         return read_records(options.input, options.genome, options.sequence_column, options.name_column)

@@ -161,6 +161,15 @@ def test_figures_and_motifs_of_others_are_kept(classifier_folder, tmp_path):
     assert (tmp_path / "m.png").read_text() == "mine"
 
 
+def test_an_older_picture_does_not_stay_where_no_motif_is_found(classifier_folder, tmp_path):
+    (tmp_path / "x.fa").write_text(">a\nACGT\n")
+    for name in ("m.png", "m.meme"):
+        (tmp_path / name).write_text("of an earlier run")
+    main([str(tmp_path / "x.fa"), "--model", str(classifier_folder), "--output", str(tmp_path / "a.parquet"),
+          "--motifs", str(tmp_path / "m.meme"), "--cpu", "--overwrite"])  # fmt: skip
+    assert "MOTIF" not in (tmp_path / "m.meme").read_text() and not (tmp_path / "m.png").exists()
+
+
 def test_model_without_classifier_is_refused(model_folder, tmp_path):
     (tmp_path / "x.fa").write_text(">a\nACGT\n")
     with pytest.raises(SystemExit, match="is no classifier"):
