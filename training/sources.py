@@ -103,7 +103,7 @@ def _read_text(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_delimited(path: Path, delimiter: str, column: str) -> Iterator[tuple[str, str]]:
-    csv.field_size_limit(sys.maxsize)  # a field may hold a chromosome
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may hold a chromosome
     reader = csv.reader(_lines(path), delimiter=delimiter)
     header = next(reader, [])
     if column not in header:
