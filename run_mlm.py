@@ -58,10 +58,10 @@ from training.settings import (
     DataArguments,
     ModelArguments,
     SettingsError,
+    check_changed_settings,
     check_settings,
     parse_arguments,
     run_settings,
-    warn_of_changed_settings,
 )
 from training.sources import SequenceFileError
 from training.stopping import BATCH_FOLDER, LossError, Terminated, stopping_on_sigterm
@@ -216,7 +216,7 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     schedule = LengthSchedule(data_args.sequence_length_schedule)
     set_seed(args.seed)
     model = load_model(model_args, config, args)
-    settings = run_settings(model_args, data_args, args)
+    settings = run_settings(model_args, data_args, args, report["sha256"])
     trainer = MlmTrainer(
         model, args, train_dataset, eval_dataset, tokenizer, settings, plan, schedule, packing=data_args.packing
     )
@@ -229,7 +229,7 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
             (Path(args.output_dir) / name).unlink(missing_ok=True)
     if checkpoint:
         logger.info("Resuming from %s", checkpoint)
-        warn_of_changed_settings(checkpoint, settings)
+        check_changed_settings(checkpoint, settings)
         for name, (old, new) in changed_model_settings(checkpoint, config).items():
             logger.warning("Resuming with %s %s, but %s was saved with %s", name, new, checkpoint, old)
     train_metrics = train(trainer, checkpoint) if args.do_train else {}

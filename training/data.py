@@ -30,7 +30,7 @@ from training.masking import TokenMasker
 from training.sources import SequenceFileError, heldout_bases, read_genomes, split_runs
 from training.storage import writing_into
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PIECE_LENGTH = 1 << 18  # bp encoded as one sequence: bounds memory for vocabularies that only `tokenizers` can encode
 BATCH_LENGTH = 1 << 21  # bp handed to the encoder at once
 SPECIAL_TOKENS_PER_WINDOW = 2  # [CLS] and [SEP]
@@ -199,7 +199,8 @@ def prepare_data(
 
     Returns:
         Training windows, None without training files; held-out windows or None; a report: per split and
-        file the bp read, dropped and used, the windows, the tokens, and what was held out.
+        file the bp read, dropped and used, the windows, the tokens, what was held out, and per split the SHA-256 of
+        its windows.
 
     Raises:
         SequenceFileError, corpus.fasta.FastaError: a file that cannot be used, or a split without any window.
@@ -285,7 +286,12 @@ def _write_splits(folder: Path, train_files, validation_files, tokenizer, settin
         )
     splits = {split: counts for split, counts in splits.items() if counts["windows"]}
     files = [{"file": str(path), "validation_file": alone} | plan["report"] for path, alone, plan in plans]
-    (folder / "report.json").write_text(json.dumps({"splits": splits, "files": files}, indent=2) + "\n")
+    report = {
+        "splits": splits,
+        "files": files,
+        "sha256": {split: writers[split].sha256.hexdigest() for split in splits},
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _scan(path, percentage: float, settings: DataSettings) -> dict:
@@ -380,6 +386,7 @@ class _WindowWriter:
         self.offsets = array("q", [0])
         self.genomes = array("i")
         self.base_pairs = self.short = 0
+        self.sha256 = hashlib.sha256(dtype.str.encode())
         self.file = open(folder / f"{split}.tokens.npy", "wb")
         self._write_header(0)
 
@@ -392,7 +399,9 @@ class _WindowWriter:
         if length < self.min_run_length:  # what the border of the held-out part cut off
             self.short += length
             return
-        self.file.write(token_ids.tobytes())
+        content = token_ids.tobytes()
+        self.file.write(content)
+        self.sha256.update(content)
         windows = -(-len(token_ids) // self.window_length)
         ends = np.arange(1, windows + 1, dtype=np.int64) * len(token_ids) // windows
         self.offsets.extend((self.offsets[-1] + ends).tolist())
@@ -407,8 +416,10 @@ class _WindowWriter:
         if self.file.tell() != header_length:
             raise RuntimeError(f"the header of {self.file.name} changed its length from {header_length} bytes")
         self.file.close()
-        np.save(self.folder / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64), allow_pickle=False)
-        np.save(self.folder / f"{self.split}.genomes.npy", np.array(self.genomes, dtype=np.int32), allow_pickle=False)
+        for name, values in (("offsets", self.offsets), ("genomes", self.genomes)):
+            values = np.array(values, dtype=np.int64 if name == "offsets" else np.int32)
+            np.save(self.folder / f"{self.split}.{name}.npy", values, allow_pickle=False)
+            self.sha256.update(values.tobytes())
         return {
             "windows": len(self.offsets) - 1,
             "tokens": count,

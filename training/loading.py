@@ -144,7 +144,7 @@ def load_datasets(
     special = tokenizer.cls_token_id, tokenizer.sep_token_id
     cache = data_args.data_cache_dir or Path(args.output_dir) / DATA_FOLDER
     files = [] if data_args.streaming else data_args.train_file, data_args.validation_file
-    train, validation, report = None, None, {"splits": {}, "files": []}
+    train, validation, report = None, None, {"splits": {}, "files": [], "sha256": {}}
     if any(files):
         train, validation, report = prepare_data(*files, tokenizer, settings, cache, args.local_process_index == 0)
     longest = None
@@ -152,6 +152,7 @@ def load_datasets(
         lanes = -(-lanes_of(args.global_batch_size) // args.world_size)
         train = ParquetStore(data_args.train_file, data_args.sequence_column, tokenizer, kept=lanes + 1)
         report["splits"] = {"train": train.report()} | report["splits"]
+        report["sha256"]["train"] = train.sha256()
         longest = data_args.max_seq_length
     train_dataset = MlmDataset(train, maskers[0], *special, data_args.max_train_samples or None, longest)
     if validation is None:

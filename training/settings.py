@@ -10,7 +10,7 @@ from transformers.trainer_utils import IntervalStrategy
 from modeling.alibi_attention import check_backend
 from training.arguments import PretrainingArguments
 from training.batches import SEQUENCE_ORDERS, LengthSchedule
-from training.checkpoints import SETTINGS_FILE
+from training.checkpoints import SETTINGS_FILE, CheckpointError
 from training.command_line import SettingsError, check_processes, parse_settings, recipe_names
 from training.storage import check_writable
 
@@ -26,6 +26,11 @@ RESULT_SETTINGS = set(
     "max_train_samples seed global_batch_size global_batch_tokens learning_rate lr_scheduler_type warmup_ratio "
     "warmup_steps max_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm "
     "bf16 fp16 low_precision_layernorm".split()
+)
+# Those of them on which the windows depend.
+DATA_SETTINGS = set(
+    "train_file validation_file validation_split_percentage sequence_column max_seq_length min_run_length "
+    "streaming".split()
 )
 
 
@@ -205,17 +210,33 @@ def _check_streaming(data_args: DataArguments, args: PretrainingArguments):
         )
 
 
-def run_settings(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> dict:
-    """Everything that the run was asked for, saved with every checkpoint."""
-    return {"model": asdict(model_args), "data": asdict(data_args), "training": json.loads(args.to_json_string())}
+def run_settings(
+    model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments, sha256: dict[str, str]
+) -> dict:
+    """Everything that the run was asked for, saved with every checkpoint, and the SHA-256 of the data by split."""
+    asked = {"model": asdict(model_args), "data": asdict(data_args), "training": json.loads(args.to_json_string())}
+    return asked | {"sha256": sha256}
 
 
-def warn_of_changed_settings(checkpoint: str, settings: dict):
-    """Log each setting that differs from the checkpoint's and makes the continuation differ from one long run."""
+def check_changed_settings(checkpoint: str, settings: dict):
+    """
+    Log each setting that differs from the checkpoint's and makes the continuation differ from one long run.
+
+    Raises:
+        CheckpointError: the data have another content, and no setting says so.
+    """
     path = Path(checkpoint) / SETTINGS_FILE
     before = json.loads(path.read_text()) if path.is_file() else {}
-    for group, values in settings.items():
-        for name in RESULT_SETTINGS & values.keys():
+    changed = set()
+    for group in ("model", "data", "training"):
+        values = settings[group]
+        for name in sorted(RESULT_SETTINGS & values.keys()):
             old = before.get(group, {}).get(name, values[name])
             if old != values[name]:
                 logger.warning("Resuming with --%s %s, but %s was saved with %s", name, values[name], checkpoint, old)
+                changed.add(name)
+    if before.get("sha256", settings["sha256"]) != settings["sha256"] and not changed & DATA_SETTINGS:
+        raise CheckpointError(
+            f"{checkpoint} was saved with other sequences: the content of the data has changed; give the same data to "
+            "go on, choose another --output_dir, or start over with --overwrite_output_dir"
+        )

@@ -32,7 +32,7 @@ from tests.training.runs import (
     without_batch_size,
 )
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
-from training.checkpoints import COMPLETE, save_optimizer
+from training.checkpoints import COMPLETE, SETTINGS_FILE, mark_complete, save_optimizer
 from training.trainer import MlmTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -366,6 +366,33 @@ def test_changed_settings_are_named_when_resuming(settings, caplog):
     shutil.rmtree(folder / "checkpoint-12")
     run(settings, mlm_probability=0.3)
     assert "Resuming with --mlm_probability 0.3" in caplog.text and "was saved with 0.15" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_other_sequences_in_the_same_file_are_refused_when_resuming(settings, genome_file, tmp_path, capsys, split):
+    path = tmp_path / "copy.fa"
+    shutil.copy(genome_file, path)
+    settings |= {f"{split}_file": path}
+    run(settings, max_steps=4)
+    os.utime(path, (1, 1))  # another time alone changes nothing
+    folder = run(settings, max_steps=5)
+    path.write_text(path.read_text().replace("AACGTTACG", "AACGTTACC", 1))
+    message = error_of(settings, capsys, max_steps=6)
+    assert "checkpoint-5 was saved with other sequences: the content of the data has changed" in message
+    assert "start over with --overwrite_output_dir" in message
+    assert results(folder)["global_step"] == 5
+    with_more = {"validation_split_percentage": 30} if split == "train" else {"min_run_length": 40}
+    assert results(run(settings, max_steps=6, **with_more))["global_step"] == 6  # said by a setting, so only named
+
+
+def test_a_checkpoint_that_does_not_know_its_sequences_is_accepted(settings):
+    folder = run(settings, max_steps=4)
+    path = folder / "checkpoint-4" / SETTINGS_FILE
+    content = json.loads(path.read_text())
+    assert content.pop("sha256").keys() == {"train", "validation"}
+    path.write_text(json.dumps(content))
+    mark_complete(path.parent)
+    assert results(run(settings, max_steps=5))["global_step"] == 5
 
 
 def test_a_changed_learning_rate_counts_when_resuming(settings):

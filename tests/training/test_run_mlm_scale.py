@@ -248,6 +248,15 @@ def test_streaming_writes_no_tokens_and_resumes_exactly(streaming, tmp_path):
     assert_same_weights(whole, workers)
 
 
+def test_other_shards_under_the_same_names_are_refused_when_resuming(streaming, shards, capsys):
+    run(streaming, max_steps=4)
+    (shards / "0.parquet").touch()
+    run(streaming, max_steps=5)
+    rows = [random_dna(150, seed=i) for i in range(10)]
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": rows}), shards / "0.parquet", row_group_size=5)
+    assert "the content of the data has changed" in error_of(streaming, capsys, max_steps=6)
+
+
 def test_data_workers_may_be_spawned(streaming, warm_up, tokenizer):
     for options in (streaming, warm_up):
         _, data_args, args = run_mlm.parse_arguments(flags(options), "")
