@@ -72,9 +72,7 @@ class ExactTrainer(Trainer):
 
     def writing(self):
         """Context in which an error of writing to the output folder becomes a StorageError that says how to go on."""
-        return writing_into(
-            self.args.output_dir, lambda: how_to_go_on(self.args.output_dir, self.args.overwrite_output_dir)
-        )
+        return writing_into(self.args.output_dir, lambda: how_to_go_on(self.args))
 
     def complete_folder(self, folder: Path):
         """Add to a saved folder what loading it needs besides weights and config.json."""

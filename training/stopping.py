@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from transformers import TrainerCallback
 
-from training.checkpoints import write_json
+from training.checkpoints import how_to_run_again, write_json
 
 WINDOW = 100  # steps whose mean loss a jump is measured against
 FEWEST = 20  # steps before jumps are looked for
@@ -121,6 +121,6 @@ def stopping_on_sigterm(guard: StepGuard) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
     if guard.terminated:
         raise Terminated(
-            f"stopped by SIGTERM after step {guard.trainer.state.global_step:,}; a checkpoint is saved, run the same "
-            "command again to go on"
+            f"stopped by SIGTERM after step {guard.trainer.state.global_step:,}; a checkpoint is saved, "
+            f"{how_to_run_again(guard.trainer.args)} to go on"
         )

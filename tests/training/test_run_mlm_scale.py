@@ -105,26 +105,40 @@ def test_a_length_schedule_shortens_the_first_steps(warm_up, tmp_path):
     assert max(seen) < max(whole) and min(per_step) < 230
 
 
-def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_exactly(warm_up, with_dropout, tmp_path, monkeypatch, caplog):
-    options = warm_up | {"config_name": with_dropout["config_name"]}
+def stop_after(step: int, settings: dict, monkeypatch, **changes):
+    """Run with a SIGTERM within a step."""
     training_step = MlmTrainer.training_step
 
     def signalled(self, *rest):
-        if self.state.global_step == 6:
+        if self.state.global_step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return training_step(self, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(MlmTrainer, "training_step", signalled)
         with pytest.raises(SystemExit) as caught:
-            run(options)
+            run(settings, **changes)
     assert caught.value.code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after step 7; a checkpoint is saved" in caplog.text
+
+
+def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_exactly(warm_up, with_dropout, tmp_path, monkeypatch, caplog):
+    options = warm_up | {"config_name": with_dropout["config_name"]}
+    stop_after(7, options, monkeypatch)
+    assert "stopped by SIGTERM after step 7; a checkpoint is saved, run the same command again to go on" in caplog.text
     assert (tmp_path / "run" / "checkpoint-7" / COMPLETE).is_file() and not (tmp_path / "run" / "config.json").exists()
     resumed, whole = run(options), run(options, output_dir=tmp_path / "whole")
     assert_same_weights(resumed, whole)
     assert losses(resumed) == losses(whole) and losses(resumed, "eval_loss") == losses(whole, "eval_loss")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_names_the_flags_that_would_lose_the_checkpoint(settings, tmp_path, monkeypatch, caplog):
+    stop_after(5, settings, monkeypatch, overwrite_output_dir=True)
+    assert "run again without --overwrite_output_dir to go on" in caplog.text
+    back = {"resume_from_checkpoint": tmp_path / "run" / "checkpoint-4", "output_dir": tmp_path / "back"}
+    stop_after(6, settings, monkeypatch, **back)
+    assert "run again without --resume_from_checkpoint to go on" in caplog.text
+    assert results(run(settings, output_dir=tmp_path / "back"))["global_step"] == 12
 
 
 # -- several processes ---------------------------------------------------------------------------------------------
