@@ -21,12 +21,15 @@ MIN_RUN_LENGTH = 50  # bp
 GPU_BACKENDS = ("flash_attention_2", "alibi_triton")
 # Settings on which the trained weights depend.
 RESULT_SETTINGS = set(
-    "train_file validation_file validation_split_percentage sequence_column max_seq_length min_run_length "
-    "mlm_probability mask_replace_prob random_replace_prob sequence_order sequence_length_schedule streaming "
-    "max_train_samples seed global_batch_size global_batch_tokens learning_rate lr_scheduler_type warmup_ratio "
-    "warmup_steps max_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm "
-    "bf16 fp16 low_precision_layernorm".split()
+    "model_name_or_path config_name tokenizer_name train_file validation_file validation_split_percentage "
+    "sequence_column max_seq_length min_run_length mlm_probability mask_replace_prob random_replace_prob "
+    "sequence_order sequence_length_schedule streaming max_train_samples seed global_batch_size "
+    "global_batch_tokens learning_rate lr_scheduler_type warmup_ratio warmup_steps max_steps num_train_epochs "
+    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm bf16 fp16 low_precision_layernorm "
+    "lr_scheduler_kwargs optim_args label_smoothing_factor neftune_noise_alpha".split()
 )
+# Those of them that are the same when they lead to the same place.
+PATH_SETTINGS = set("model_name_or_path config_name tokenizer_name train_file validation_file".split())
 # Those of them on which the windows depend.
 DATA_SETTINGS = set(
     "train_file validation_file validation_split_percentage sequence_column max_seq_length min_run_length "
@@ -158,6 +161,11 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: P
         StorageError: an output folder that cannot be written to.
     """
     check_processes(args)
+    if model_args.model_name_or_path and model_args.config_name:
+        raise SettingsError(
+            "--model_name_or_path goes on from a model with its own configuration, --config_name describes a new one; "
+            "give one of the two"
+        )
     check_writable(args.output_dir, "--output_dir")
     backend = model_args.attn_implementation
     try:
@@ -232,11 +240,22 @@ def check_changed_settings(checkpoint: str, settings: dict):
         values = settings[group]
         for name in sorted(RESULT_SETTINGS & values.keys()):
             old = before.get(group, {}).get(name, values[name])
-            if old != values[name]:
+            same = _places(old) == _places(values[name]) if name in PATH_SETTINGS else old == values[name]
+            if not same:
                 logger.warning("Resuming with --%s %s, but %s was saved with %s", name, values[name], checkpoint, old)
                 changed.add(name)
+    if "model_name_or_path" in changed:
+        logger.warning(
+            "The weights are those of %s; for those of another model choose another --output_dir", checkpoint
+        )
     if before.get("sha256", settings["sha256"]) != settings["sha256"] and not changed & DATA_SETTINGS:
         raise CheckpointError(
             f"{checkpoint} was saved with other sequences: the content of the data has changed; give the same data to "
             "go on, choose another --output_dir, or start over with --overwrite_output_dir"
         )
+
+
+def _places(paths: str | list[str] | None) -> list[Path | None]:
+    """Where the values of a setting lead: files and folders however they are spelled; names of the Hub unchanged."""
+    found = [Path(path) if path else None for path in (paths if isinstance(paths, list) else [paths])]
+    return [path.resolve() if path and path.exists() else path for path in found]

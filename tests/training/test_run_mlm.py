@@ -25,6 +25,7 @@ from tests.training.runs import (
     assert_same_weights,
     error_of,
     flags,
+    going_on_from,
     losses,
     results,
     run,
@@ -368,6 +369,22 @@ def test_changed_settings_are_named_when_resuming(settings, caplog):
     assert "Resuming with --mlm_probability 0.3" in caplog.text and "was saved with 0.15" in caplog.text
 
 
+def test_another_start_model_is_named_when_resuming(settings, tmp_path, monkeypatch, caplog):
+    models = [run(settings, max_steps=1, seed=seed, output_dir=tmp_path / f"model{seed}") for seed in (1, 2)]
+    further = going_on_from(models[0], settings)
+    folder = run(further, max_steps=4)
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+    further |= {"train_file": os.path.relpath(further["train_file"])}
+    run(further, max_steps=5, save_steps=1, model_name_or_path="model1")
+    assert "--max_steps" in caplog.text and "--model_name_or_path" not in caplog.text
+    assert "--train_file" not in caplog.text
+    run(further, max_steps=6, model_name_or_path="model2", label_smoothing_factor=0.1)
+    assert f"Resuming with --model_name_or_path model2, but {folder / 'checkpoint-5'} was saved with" in caplog.text
+    assert f"The weights are those of {folder / 'checkpoint-5'}" in caplog.text
+    assert "Resuming with --label_smoothing_factor 0.1" in caplog.text
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_other_sequences_in_the_same_file_are_refused_when_resuming(settings, genome_file, tmp_path, capsys, split):
     path = tmp_path / "copy.fa"
@@ -529,8 +546,7 @@ def test_bf16_on_cpu(settings, tmp_path, monkeypatch):
 
 def test_going_on_from_a_model_starts_at_its_loss_and_takes_longer_windows(settings, tmp_path):
     first = run(settings, max_steps=60, save_steps=60, eval_steps=60)
-    further = settings | {"model_name_or_path": str(first), "output_dir": str(tmp_path / "further")}
-    del further["config_name"], further["tokenizer_name"]
+    further = going_on_from(first, settings) | {"output_dir": str(tmp_path / "further")}
     same = run(further, eval_on_start=True, max_steps=1)
     assert losses(same, "eval_loss")[0] == pytest.approx(results(first)["eval_loss"], rel=1e-5)
     longer = run(further, max_seq_length=400, max_steps=1, output_dir=tmp_path / "longer")
@@ -540,7 +556,7 @@ def test_going_on_from_a_model_starts_at_its_loss_and_takes_longer_windows(setti
 
 def test_evaluating_without_training(settings, tmp_path):
     first = run(settings)
-    again = settings | {"model_name_or_path": str(first), "do_train": False, "output_dir": str(tmp_path / "again")}
+    again = going_on_from(first, settings) | {"do_train": False, "output_dir": str(tmp_path / "again")}
     assert results(run(again))["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-6)
     assert not (tmp_path / "again" / "model.safetensors").exists()
 
@@ -561,7 +577,7 @@ def test_an_evaluation_resumes_nothing(settings, capsys):
 
 def test_held_out_part_and_masks_do_not_depend_on_the_seed(settings, tmp_path):
     first = run(settings, max_steps=1, learning_rate=0.0, seed=1)
-    loaded = settings | {"model_name_or_path": str(first), "do_train": False, "output_dir": str(tmp_path / "again")}
+    loaded = going_on_from(first, settings) | {"do_train": False, "output_dir": str(tmp_path / "again")}
     assert results(run(loaded, seed=2))["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-6)
 
 

@@ -18,6 +18,7 @@ from tests.training.runs import (
     assert_same_weights,
     error_of,
     flags,
+    going_on_from,
     losses,
     results,
     run,
@@ -139,6 +140,7 @@ def test_the_global_batch_of_a_recipe_is_kept_for_any_number_of_processes(monkey
         ({"sequence_order": "size"}, "invalid choice: 'size'"),
         ({"mask_replace_prob": 0.95}, "must not be negative, nor exceed 1 together"),
         ({"train_file": "/"}, "a folder without Parquet files"),
+        ({"model_name_or_path": "model"}, "--config_name describes a new one; give one of the two"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, changes, expected):
@@ -357,7 +359,7 @@ def test_a_damaged_model_to_go_on_from_is_named(settings, tmp_path, capsys, dama
         tensors = safetensors.torch.load_file(first / "model.safetensors")
         tensors.pop("bert.encoder.layer.0.mlp.wo.weight")
         safetensors.torch.save_file(tensors, first / "model.safetensors", metadata={"format": "pt"})
-    message = error_of(settings, capsys, model_name_or_path=first, output_dir=tmp_path / "further")
+    message = error_of(going_on_from(first, settings), capsys, output_dir=tmp_path / "further")
     assert f"--model_name_or_path {first} cannot be loaded" in message
 
 
