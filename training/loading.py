@@ -98,17 +98,24 @@ def load_model(
     The model in float32: the weights of --model_name_or_path, else random ones that depend on --seed.
 
     Raises:
-        SettingsError: weights that are missing, damaged, or of another model.
+        SettingsError: weights that are missing, damaged, of another model, or without a head for masked tokens.
     """
     options = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     source = model_args.model_name_or_path
     if source:
         try:
-            model = StrandBertForMaskedLM.from_pretrained(source, config=config, dtype=torch.float32, **options)
+            model, info = StrandBertForMaskedLM.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise SettingsError(f"--model_name_or_path {source} cannot be loaded: {error}") from None
+        if {name for name in info["missing_keys"] if name.startswith("cls.")} - set(model._tied_weights_keys):
+            raise SettingsError(
+                f"--model_name_or_path {source} has no masked-language-modelling head (a fine-tuned model has "
+                "another); name the model that it was fine-tuned from"
+            )
     else:
-        model = StrandBertForMaskedLM._from_config(config, **options)
+        model = StrandBertForMaskedLM._from_config(config, dtype=torch.float32, **options)
     if model_args.low_precision_layernorm:
         use_low_precision_layernorm(model, torch.bfloat16 if args.bf16 else torch.float16)
     if args.compiles_layers:

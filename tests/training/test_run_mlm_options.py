@@ -12,6 +12,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 import run_mlm
+from modeling import StrandBertForSequenceClassification
 from tests.training.runs import (
     WARM_UP,
     assert_same_curve,
@@ -361,6 +362,21 @@ def test_a_damaged_model_to_go_on_from_is_named(settings, tmp_path, capsys, dama
         safetensors.torch.save_file(tensors, first / "model.safetensors", metadata={"format": "pt"})
     message = error_of(going_on_from(first, settings), capsys, output_dir=tmp_path / "further")
     assert f"--model_name_or_path {first} cannot be loaded" in message
+
+
+def test_a_fine_tuned_model_is_not_gone_on_from_with_a_random_head(settings, tmp_path, capsys):
+    first = run(settings, max_steps=1)
+    further = going_on_from(tmp_path / "tuned", settings) | {"tokenizer_name": settings["tokenizer_name"]}
+    StrandBertForSequenceClassification.from_pretrained(first).save_pretrained(tmp_path / "tuned")
+    message = error_of(further, capsys, do_train=False, output_dir=tmp_path / "evaluation")
+    assert f"--model_name_or_path {tmp_path / 'tuned'} has no masked-language-modelling head" in message
+
+
+def test_a_new_model_is_trained_in_float32_whatever_its_configuration_says(settings, tmp_path):
+    content = json.loads(Path(settings["config_name"]).read_text()) | {"dtype": "float16", "torch_dtype": "float16"}
+    (tmp_path / "half.json").write_text(json.dumps(content))
+    folder = run(settings, config_name=tmp_path / "half.json", max_steps=1)
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
 
 
 def test_resuming_with_another_dropout_is_reported(settings, with_dropout, caplog):
