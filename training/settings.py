@@ -73,10 +73,18 @@ class DataArguments:
     """Which sequences, and how they are cut, ordered and masked."""
 
     train_file: list[str] = field(
-        metadata={"help": "one or several files of sequences to train on; a folder stands for its Parquet files"}
+        metadata={
+            "help": "one or several files of sequences to train on; a folder stands for its Parquet files, one with "
+            "the subfolders train and validation for those of train"
+        }
     )
     validation_file: list[str] = field(
-        default_factory=list, metadata={"help": "files to evaluate on; default: a part of the training files"}
+        default_factory=list,
+        metadata={
+            "help": "files to evaluate on, none of them trained on; a folder stands for its Parquet files, one with "
+            "the subfolders train and validation for those of validation. Default: validation beside train in the "
+            "folders of --train_file, else a part of the training files"
+        },
     )
     validation_split_percentage: float = field(
         default=5.0, metadata={"help": "percent of each training file held out without --validation_file; 0 for none"}
@@ -127,16 +135,32 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        self.train_file = _parquet_of_folders(self.train_file)
-        self.validation_file = _parquet_of_folders(self.validation_file)
+        train = [self.train_file] if isinstance(self.train_file, str) else self.train_file
+        validation = [self.validation_file] if isinstance(self.validation_file, str) else self.validation_file
+        self.corpora = [path for path in train if _is_corpus(path)]
+        if not validation and self.validation_split_percentage:
+            validation = self.corpora
+        self.train_file = _parquet_of_folders(train, "train")
+        self.validation_file = _parquet_of_folders(validation, "validation")
+        trained_on = {Path(path).resolve() for path in self.train_file}
+        both = [path for path in self.validation_file if Path(path).resolve() in trained_on]
+        if both:
+            raise ValueError(f"{both[0]} stands in --train_file and in --validation_file; evaluate on other sequences")
 
 
-def _parquet_of_folders(paths: str | list[str]) -> list[str]:
+def _is_corpus(path: str) -> bool:
+    """Whether a folder is divided into train and validation, as `corpus.build` writes them."""
+    return all((Path(path) / split).is_dir() for split in ("train", "validation"))
+
+
+def _parquet_of_folders(paths: list[str], split: str) -> list[str]:
+    """The files of the paths; of a folder its Parquet files, of a divided one those of the split."""
     found = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        inside = sorted(str(file) for file in Path(path).rglob("*.parquet")) if Path(path).is_dir() else [path]
+    for path in paths:
+        folder = Path(path) / split if _is_corpus(path) else Path(path)
+        inside = sorted(str(file) for file in folder.rglob("*.parquet")) if folder.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path}: a folder without Parquet files; name the files of sequences")
+            raise ValueError(f"{folder}: a folder without Parquet files; name the files of sequences")
         found += inside
     return found
 
@@ -184,6 +208,8 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: P
         raise SettingsError("--global_batch_tokens counts tokens without padding; add --packing")
     if data_args.packing and args.n_gpu > 1:
         raise SettingsError("--packing needs one process per GPU; start with accelerate launch or torchrun")
+    for folder in data_args.corpora:
+        logger.info("%s: only %s is trained on, not validation beside it", folder, Path(folder) / "train")
     if data_args.streaming:
         _check_streaming(data_args, args)
     if data_args.validation_file or data_args.validation_split_percentage:

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import safetensors.torch
 import torch
@@ -13,6 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 import run_mlm
 from modeling import StrandBertForSequenceClassification
+from tests.training.conftest import random_dna
 from tests.training.runs import (
     WARM_UP,
     assert_same_curve,
@@ -154,6 +157,37 @@ def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, 
 def test_a_token_budget_below_two_sequences_says_what_to_raise(settings, capsys):
     options = without_batch_size(settings) | WARM_UP | {"per_device_train_batch_tokens": 40}
     assert "raise --per_device_train_batch_tokens to 64 at least" in error_of(options, capsys)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder with train/ and validation/, as `corpus.build` writes them."""
+    for split, seed in (("train", 1), ("validation", 2)):
+        (tmp_path / "corpus" / split).mkdir(parents=True)
+        rows = pyarrow.table({"sequence": [random_dna(300, seed)] * 20})
+        pyarrow.parquet.write_table(rows, tmp_path / "corpus" / split / "0.parquet")
+    return tmp_path / "corpus"
+
+
+@pytest.mark.parametrize("given", [None, "", "validation"])
+def test_the_validation_part_of_a_corpus_is_not_trained_on(settings, corpus, caplog, given):
+    caplog.set_level("INFO", "run_mlm")
+    changes = {} if given is None else {"validation_file": corpus / given}
+    folder = run(settings, train_file=corpus, max_train_samples=20, max_steps=1, **changes)
+    files = {entry["file"]: entry["validation_file"] for entry in results(folder)["data"]["files"]}
+    assert files == {str(corpus / "train" / "0.parquet"): False, str(corpus / "validation" / "0.parquet"): True}
+    assert f"only {corpus / 'train'} is trained on" in caplog.text
+
+
+def test_a_corpus_is_trained_on_without_evaluation_when_nothing_is_to_be_held_out(corpus):
+    _, data_args, _ = parsed("--train_file", str(corpus), "--validation_split_percentage", "0")
+    assert data_args.train_file == [str(corpus / "train" / "0.parquet")] and not data_args.validation_file
+
+
+def test_a_file_to_train_on_is_not_evaluated_on(settings, corpus, monkeypatch, capsys):
+    monkeypatch.chdir(corpus)
+    message = error_of(settings, capsys, train_file=corpus / "validation", validation_file="validation/0.parquet")
+    assert "validation/0.parquet stands in --train_file and in --validation_file" in message
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
