@@ -66,7 +66,7 @@ from training.settings import (
 from training.sources import SequenceFileError
 from training.stopping import BATCH_FOLDER, LossError, Terminated, stopping_on_sigterm
 from training.storage import StorageError
-from training.trainer import MlmTrainer
+from training.trainer import MissedEvaluation, MlmTrainer
 
 logger = logging.getLogger("run_mlm")
 
@@ -124,9 +124,12 @@ def train(trainer: MlmTrainer, checkpoint: str | None) -> dict[str, float]:
     if is_finished(checkpoint, trainer):
         logger.info("%s is complete: nothing is left to train. Raise --max_steps to go on.", checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer._load_from_checkpoint(checkpoint)
+        if not trainer.args.load_best_model_at_end:
+            return {}
+        trainer.make_up_for_evaluation(checkpoint)
         best = trainer.state.best_model_checkpoint
-        if not (trainer.args.load_best_model_at_end and best):
-            trainer._load_from_checkpoint(checkpoint)
+        if not best:
             return {}
         problem = what_is_wrong(best)
         if problem:
@@ -136,6 +139,9 @@ def train(trainer: MlmTrainer, checkpoint: str | None) -> dict[str, float]:
             )
         trainer._load_best_model()
         return {}
+    if checkpoint:
+        trainer.args.eval_on_start = False  # this is no start
+        trainer.add_callback(MissedEvaluation(trainer, checkpoint))
     with stopping_on_sigterm(trainer.guard):
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

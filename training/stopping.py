@@ -72,6 +72,10 @@ class StepGuard(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.terminated:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # made up for by `MlmTrainer.make_up_for_evaluation`
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.terminated:  # maybe in the middle of it
             control.should_evaluate = False
 
     def _stop(self, reason: str, loss: float, mean: float):

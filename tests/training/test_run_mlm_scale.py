@@ -132,6 +132,27 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_exactly(warm_up, with_dr
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (6, {}),  # no step at which a checkpoint is due
+        (4, {"eval_steps": 4, "load_best_model_at_end": True, "greater_is_better": True}),  # the first is the best
+        (12, {"eval_steps": 4, "load_best_model_at_end": True}),  # the last step
+        (12, {"eval_steps": 5}),  # evaluated because it is the last
+        (10, {"eval_strategy": "epoch", "eval_on_start": True}),
+        (7, {"eval_strategy": "epoch"}),  # within an epoch
+    ],
+)
+def test_sigterm_loses_no_evaluation(settings, tmp_path, monkeypatch, step, options):
+    whole = run(settings, **options, output_dir=tmp_path / "whole")
+    stop_after(step, settings, monkeypatch, **options)
+    resumed = run(settings, **options)
+    assert losses(resumed, "eval_loss") == losses(whole, "eval_loss") and losses(resumed, "eval_loss")
+    assert losses(resumed, "step") == losses(whole, "step")
+    assert_same_weights(resumed, whole)
+    assert results(resumed)["eval_loss"] == pytest.approx(results(whole)["eval_loss"], rel=1e-6)
+
+
 def test_sigterm_names_the_flags_that_would_lose_the_checkpoint(settings, tmp_path, monkeypatch, caplog):
     stop_after(5, settings, monkeypatch, overwrite_output_dir=True)
     assert "run again without --overwrite_output_dir to go on" in caplog.text
