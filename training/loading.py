@@ -208,6 +208,14 @@ def log_data_report(report: dict):
             f"{entry['base_pairs_in_short_runs']:,}",
             held_out,
         )
+    shared = report.get("held_out_sequences", {"also_in_training": 0})
+    if shared["also_in_training"]:
+        logger.warning(
+            "%s of %s held-out sequences also stand in the training part, as they are or as reverse complements: the "
+            "held-out loss will be too good",
+            f"{shared['also_in_training']:,}",
+            f"{shared['total']:,}",
+        )
     for split, entry in report["splits"].items():
         names = {"windows": "windows", "files": "files", "tokens": "tokens", "base_pairs": "bp"}
         logger.info("%s: %s", split, ", ".join(f"{entry[key]:,} {name}" for key, name in names.items() if key in entry))

@@ -116,6 +116,12 @@ def _data_table(data_report: dict) -> str:
     for entry in data_report["files"]:
         held_out = "all" if entry["validation_file"] else entry["held_out"]
         lines.append(f"| {entry['file']} | {entry['sequences']:,} | {entry['base_pairs_read']:,} | {held_out} |")
+    if "held_out_sequences" in data_report:
+        shared = data_report["held_out_sequences"]
+        lines.append(
+            f"\nsequences held out whole: {shared['total']:,}, of which {shared['also_in_training']:,} also stand in "
+            "the training part, as they are or as reverse complements"
+        )
     for split, entry in data_report["splits"].items():
         counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in entry.items())
         lines.append(f"\n{split}: {counts}")
