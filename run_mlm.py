@@ -20,8 +20,10 @@ Pre-train a StrandBERT model on DNA with masked-language modelling, or go on pre
 
 Input: FASTA, text (one sequence per line), CSV or TSV or Parquet (see --sequence_column), each also as .gz. Ambiguous
 bases are dropped. Without --validation_file a part is held out for evaluation. Run the same command again to resume
-after an interruption; SIGTERM saves a checkpoint first. The output folder loads with
-AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True); report.md in it says how training went.
+after an interruption; SIGTERM saves a checkpoint first, where it reaches the training: accelerate launch of one
+process does not pass it on, python run_mlm.py takes it, torchrun passes it on and kills after 30 seconds. The output
+folder loads with AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True); report.md in it says how
+training went.
 """
 
 import logging
