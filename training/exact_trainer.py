@@ -126,6 +126,11 @@ class ExactTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result):
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())  # saved once
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_best_model(self):
         if self.is_fsdp_enabled:
             load_sharded_weights(self.state.best_model_checkpoint, self.model)

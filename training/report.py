@@ -102,13 +102,15 @@ def _heldout_table(results: dict) -> str:
 
 def _speed_table(results: dict) -> str:
     rows = [
-        ("tokens seen", f"{results['train_tokens_seen']:,}"),
+        ("tokens seen, whole run", f"{results['train_tokens_seen']:,}"),
         ("tokens/s", f"{results['train_tokens_per_second']:,.0f}"),
         ("base pairs/s", f"{results['train_base_pairs_per_second']:,.0f}"),
         ("MFU, of the matrix products measured on this machine", f"{results['train_mfu']:.1%}"),
         ("padding", f"{results['train_padding_share']:.1%}"),
     ]
-    return "| training, this session | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "| training, speeds of the last session | |\n|---|---|\n" + "\n".join(
+        f"| {name} | {value} |" for name, value in rows
+    )
 
 
 def _data_table(data_report: dict) -> str:

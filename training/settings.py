@@ -126,7 +126,9 @@ class DataArguments:
         default=0.1, metadata={"help": "share of these that become a random token; the rest stays as it is"}
     )
     packing: bool = field(default=False, metadata={"help": "lay sequences end to end instead of padding them"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use at most this many training windows"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "use at most this many training windows; 0 for all"}
+    )
     max_eval_samples: int | None = field(
         default=2048, metadata={"help": "use at most this many evaluation windows, spread evenly; 0 for all"}
     )
@@ -197,6 +199,9 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: P
         LengthSchedule(data_args.sequence_length_schedule)
     except (ValueError, ImportError) as error:
         raise SettingsError(str(error)) from None
+    for name in ("max_train_samples", "max_eval_samples"):
+        if (getattr(data_args, name) or 0) < 0:
+            raise SettingsError(f"--{name} {getattr(data_args, name)} must not be negative; 0 takes all")
     half = args.bf16 or args.fp16
     if backend in GPU_BACKENDS and args.device.type != "cuda":
         raise SettingsError(f"--attn_implementation {backend} runs on CUDA only, this run is on {args.device.type}")

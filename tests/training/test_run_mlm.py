@@ -152,6 +152,8 @@ def test_help_names_examples_and_flags(capsys):
         ({"global_batch_size": 12}, "global_batch_size 12 is no multiple of 8"),
         ({"mlm_probability": 0}, "mlm_probability is 0.0"),
         ({"max_seq_length": 2}, "max_seq_length is 2"),
+        ({"max_train_samples": -1}, "--max_train_samples -1 must not be negative"),
+        ({"max_eval_samples": -1}, "--max_eval_samples -1 must not be negative"),
         ({"schedule": "bert"}, "dnabert2"),
         ({"resume_from_checkpoint": "absent"}, "cannot resume from absent: no such folder"),
         ({"resume_from_checkpoint": "True"}, "holds no complete checkpoint to resume from"),
@@ -328,6 +330,14 @@ def test_a_checkpoint_to_resume_from_is_not_deleted(settings, capsys):
     changes = {"resume_from_checkpoint": True, "overwrite_output_dir": True}
     assert "give one of the two" in error_of(settings, capsys, **changes)
     assert (folder / "checkpoint-4" / COMPLETE).is_file()
+
+
+def test_a_resumed_run_misses_no_weight_and_tells_its_tokens_from_its_speed(settings, caplog):
+    run(settings, max_steps=4)
+    folder = run(settings, max_steps=8)
+    assert "missing keys" not in caplog.text
+    seen = int(losses(folder, "tokens")[-1])
+    assert f"| tokens seen, whole run | {seen:,} |" in (folder / "report.md").read_text()
 
 
 def test_going_back_to_an_earlier_checkpoint_does_not_lose_the_later_ones(settings, tmp_path, capsys):
