@@ -20,8 +20,10 @@ Pre-train a StrandBERT model on DNA with masked-language modelling, or go on pre
 
 Input: FASTA, text (one sequence per line), CSV or TSV or Parquet (see --sequence_column), each also as .gz. Ambiguous
 bases are dropped. Without --validation_file a part is held out for evaluation. Run the same command again to resume
-after an interruption; SIGTERM saves a checkpoint first. The output folder loads with
-AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True); report.md in it says how training went.
+after an interruption; SIGTERM saves a checkpoint first, where it reaches the training: accelerate launch of one
+process does not pass it on, python run_mlm.py takes it, torchrun passes it on and kills after 30 seconds. The output
+folder loads with AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True); report.md in it says how
+training went.
 """
 
 import logging
@@ -58,15 +60,15 @@ from training.settings import (
     DataArguments,
     ModelArguments,
     SettingsError,
+    check_changed_settings,
     check_settings,
     parse_arguments,
     run_settings,
-    warn_of_changed_settings,
 )
 from training.sources import SequenceFileError
 from training.stopping import BATCH_FOLDER, LossError, Terminated, stopping_on_sigterm
 from training.storage import StorageError
-from training.trainer import MlmTrainer
+from training.trainer import MissedEvaluation, MlmTrainer
 
 logger = logging.getLogger("run_mlm")
 
@@ -124,9 +126,12 @@ def train(trainer: MlmTrainer, checkpoint: str | None) -> dict[str, float]:
     if is_finished(checkpoint, trainer):
         logger.info("%s is complete: nothing is left to train. Raise --max_steps to go on.", checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer._load_from_checkpoint(checkpoint)
+        if not trainer.args.load_best_model_at_end:
+            return {}
+        trainer.make_up_for_evaluation(checkpoint)
         best = trainer.state.best_model_checkpoint
-        if not (trainer.args.load_best_model_at_end and best):
-            trainer._load_from_checkpoint(checkpoint)
+        if not best:
             return {}
         problem = what_is_wrong(best)
         if problem:
@@ -136,6 +141,9 @@ def train(trainer: MlmTrainer, checkpoint: str | None) -> dict[str, float]:
             )
         trainer._load_best_model()
         return {}
+    if checkpoint:
+        trainer.args.eval_on_start = False  # this is no start
+        trainer.add_callback(MissedEvaluation(trainer, checkpoint))
     with stopping_on_sigterm(trainer.guard):
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -216,7 +224,7 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     schedule = LengthSchedule(data_args.sequence_length_schedule)
     set_seed(args.seed)
     model = load_model(model_args, config, args)
-    settings = run_settings(model_args, data_args, args)
+    settings = run_settings(model_args, data_args, args, report["sha256"])
     trainer = MlmTrainer(
         model, args, train_dataset, eval_dataset, tokenizer, settings, plan, schedule, packing=data_args.packing
     )
@@ -229,7 +237,7 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
             (Path(args.output_dir) / name).unlink(missing_ok=True)
     if checkpoint:
         logger.info("Resuming from %s", checkpoint)
-        warn_of_changed_settings(checkpoint, settings)
+        check_changed_settings(checkpoint, settings)
         for name, (old, new) in changed_model_settings(checkpoint, config).items():
             logger.warning("Resuming with %s %s, but %s was saved with %s", name, new, checkpoint, old)
     train_metrics = train(trainer, checkpoint) if args.do_train else {}

@@ -1,6 +1,6 @@
 """Speed, memory and exactness of the tokenizer beside its rivals, on real genomes.
 
-    python -m benchmarks.bench_tokenizer GENOMES_FOLDER [--only train|encode|overflow|disk] [--output FILE.csv]
+    python -m benchmarks.bench_tokenizer GENOMES_FOLDER [--only train|encode|overflow|disk|me-bpe] [--output FILE.csv]
 
 GENOMES_FOLDER: FASTA files in subfolders. Every measurement is a process of its own on one thread; CPU seconds are
 compared, since a machine may be shared. Ours is warm (compiled code in the cache). A training time runs from a file
@@ -33,6 +33,9 @@ COLUMNS = [
 ]  # fmt: skip
 SIZES = (16, 64)  # Mbp
 WORD_LENGTHS = (1000, 12_200)  # bp: DNABERT-2 and dnaGrinder
+VOCABULARY = 4096  # of the command, in memory, from disk and with ME-BPE
+HELD_OUT = ("galGal4", "monDom5", "celegans", "NC_006980", "caulobacter", "mtuberculosis")  # beginnings of file names
+NOT_USED = "rice"  # holds the Arabidopsis sequence of another file
 REPEATS = 5  # of an encoder, after it is warm
 
 
@@ -357,6 +360,59 @@ def disk_suite(suite: Suite, genomes: list[Path]) -> None:
         suite.note(*key, f"budget {int(bases // 4) / 2**20:.0f} MB; file equal to the one trained in memory: {same}")
 
 
+def me_bpe_suite(suite: Suite, genomes: list[Path]) -> None:
+    """The command on four files, exact and ME-BPE in two orders; tokens per base on species that it did not see."""
+    from tokenization.encoder import Encoder
+
+    genomes = sorted(path for path in genomes if not path.name.startswith(NOT_USED))
+    held_out = [path for path in genomes if path.name.startswith(HELD_OUT)]
+    files = _groups([path for path in genomes if path not in held_out], suite.folder)
+    orders = {"exact": files, "ME-BPE, vertebrates first": files, "ME-BPE, vertebrates last": [*files[1:], files[0]]}
+    keys = {
+        name: ("me-bpe", name, "four files", f"words of {WORD_LENGTHS[1]} bp, vocabulary {VOCABULARY}")
+        for name in orders
+    }
+    if all(suite.row(*key) for key in keys.values()):
+        return
+    suite.rows = [row for row in suite.rows if row["what"] != "me-bpe"]
+    pieces = [piece for path in held_out for piece in _pieces([str(path)], 10_000, 4e6 / len(held_out))]
+    made: dict[str, set[str]] = {}
+    for name, order in orders.items():
+        output = suite.folder / name.replace(" ", "_")
+        command = [sys.executable, "-m", "tokenization.train", *map(str, order), "--quiet", "--output", str(output)]
+        command += ["--algorithm", name.split(",")[0].lower(), "--word-length", str(WORD_LENGTHS[1])]
+        command += ["--vocab-size", str(VOCABULARY)]
+        wall = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        wall = time.perf_counter() - wall
+        report = json.loads((output / "training_report.json").read_text())
+        encoder = Encoder.load(output)
+        tokens = len(encoder.encode_batch(pieces)[0]) / sum(map(len, pieces))
+        vocabulary = set(encoder.tokenizer.get_vocab())
+        shared = [f"{len(vocabulary & made[other]) / len(vocabulary):.2f} of its tokens in {other}" for other in made]
+        made[name] = vocabulary
+        figures = {"bases": report["bases"], "cpu_s": report["cpu_seconds"], "wall_s": wall}
+        figures |= {"ns_per_base": report["cpu_seconds"] / report["bases"] * 1e9}
+        figures |= {"peak_memory_mb": report["peak_memory_bytes"] / 2**20}
+        note = "; ".join([f"{tokens:.4f} tokens per base of other species", *shared])
+        suite.add(Suite._empty(*keys[name]) | figures | {"note": note})
+
+
+def _groups(genomes: list[Path], folder: Path) -> list[Path]:
+    """One file of sequences each of vertebrates, fungi, bacteria and the rest."""
+    from tokenization.words import read_sequences
+
+    files = [folder / f"{name}.txt" for name in ("vertebrates", "fungi", "bacteria", "rest")]
+    folders = {"vertebrates_softmasked": 0, "human_other": 0, "fungi": 1, "bacteria": 2}
+    for file in files:
+        file.unlink(missing_ok=True)
+    for path in genomes:
+        with open(files[folders.get(path.parent.name, 3)], "ab") as file:
+            for _, sequence in read_sequences(path):
+                file.write(sequence + b"\n")
+    return files
+
+
 def run_measurement(name: str, path: str, arguments: list) -> None:
     if name.startswith("encode"):
         files, length, most, tokenizer = arguments
@@ -372,7 +428,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("genomes", type=Path)
-    parser.add_argument("--only", choices=["train", "encode", "overflow", "disk"])
+    parser.add_argument("--only", choices=["train", "encode", "overflow", "disk", "me-bpe"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench_tokenizer")
     arguments = parser.parse_args()
@@ -386,6 +442,8 @@ def main() -> None:
         encode_suite(suite, genomes)
     if arguments.only in (None, "disk"):
         disk_suite(suite, genomes)
+    if arguments.only in (None, "me-bpe"):
+        me_bpe_suite(suite, genomes)
     if arguments.only in (None, "overflow"):
         overflow_suite(suite)
 

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from corpus.executors import EXECUTORS, run_tasks
+from corpus.executors import EXECUTORS, forget, run_tasks
 from corpus.fasta import FastaError
-from corpus.genome_task import SPLITS, GenomeTask, load_encoder, report_path
+from corpus.genome_task import SPLITS, GenomeTask, changed_file, load_encoder, report_path
 from corpus.kmers import SAMPLED, K
 from corpus.recipe import Genome, Recipe, RecipeError, read_genomes, read_recipe
 from corpus.shards import file_sha256
@@ -55,11 +55,16 @@ def build(recipe: Recipe, genomes: list[Genome], output: str | Path, **options) 
     with writing_into(output, lambda: "then give the same command again, it goes on where it stopped"):
         load_encoder(recipe)  # or raise before any work begins
         task = GenomeTask(recipe, genomes, output, output / WORK)
-        _keep_plan(recipe, genomes, output)
+        _check_folder(output)
         with _alone(output):
+            _keep_plan(recipe, genomes, output)
+            slurm = options.get("executor") == "slurm"
+            for rank in _unfinished(genomes, output) if slurm else ():
+                if task.refusal(rank):  # jobs of an earlier command
+                    print(f"corpus.build: {task.error(rank)}", file=sys.stderr)
             run_tasks(task, len(genomes), output / WORK, **options)
-            missing = [rank for rank in range(len(genomes)) if not report_path(output / WORK, rank).exists()]
-            if missing and options.get("executor") == "slurm":
+            missing = _unfinished(genomes, output)
+            if missing and slurm:
                 return None
             if missing:
                 raise CorpusError(task.error(missing[0]))
@@ -73,6 +78,7 @@ def build(recipe: Recipe, genomes: list[Genome], output: str | Path, **options) 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Keep a second build out of a folder. The lock is POSIX's: datatrove's helper, a fork, must not inherit it."""
+    (output / WORK).mkdir(parents=True, exist_ok=True)
     with open(output / WORK / "lock", "a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +87,13 @@ def _alone(output: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
+
+
+def _check_folder(output: Path):
+    """Leave alone what is neither empty nor a corpus; looked at first, as another build may begin meanwhile."""
+    others = output.is_dir() and any(entry.name != WORK for entry in output.iterdir())
+    if others and not (output / WORK / "plan.json").exists():
+        raise CorpusError(f"--output {output}: is not empty and holds no unfinished corpus; choose another folder")
 
 
 def _keep_plan(recipe: Recipe, genomes: list[Genome], output: Path):
@@ -95,15 +108,28 @@ def _keep_plan(recipe: Recipe, genomes: list[Genome], output: Path):
                 "folder, or delete this one to start over"
             )
         for rank, genome in enumerate(genomes):
-            report = report_path(output / WORK, rank)
-            if report.exists() and json.loads(report.read_text())["bytes"] != genome.size:
-                raise CorpusError(
-                    f"{genome.path}: has changed since it was added to {output}; delete that to start over"
-                )
+            _check_report(rank, genome, output)
         return
-    if output.is_dir() and any(entry.name != WORK for entry in output.iterdir()):
-        raise CorpusError(f"--output {output}: is not empty and holds no unfinished corpus; choose another folder")
     _write_json(path, plan)
+
+
+def _check_report(rank: int, genome: Genome, output: Path):
+    """Refuse a genome that has changed since it was finished; one whose shards are gone is no longer finished."""
+    path = report_path(output / WORK, rank)
+    if not path.exists():
+        return
+    if changed := changed_file(genome, path):
+        raise CorpusError(f"{changed}: has changed since it was added to {output}; delete that to start over")
+    for file in json.loads(path.read_text())["files"]:
+        shard = output / file["file"]
+        if not shard.is_file() or shard.stat().st_size != file["bytes"]:
+            forget(output / WORK, rank)
+            path.unlink()
+            return
+
+
+def _unfinished(genomes: list[Genome], output: Path) -> list[int]:
+    return [rank for rank in range(len(genomes)) if not report_path(output / WORK, rank).exists()]
 
 
 def _plan(recipe: Recipe, genomes: list[Genome]) -> dict:

@@ -2,7 +2,7 @@
 What a corpus holds: `python -m corpus.describe DIR`.
 
 Prints, for training and validation, counts, lengths, GC, N and the share of every species, and draws the same into
-DIR/description.png. DIR is a folder that corpus.build has finished. Reads every sequence once (about 100 Mbp a second).
+DIR/description.png. DIR is a folder that corpus.build has finished. Reads every sequence once.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def make_sequences(recipe: DnagrinderRecipe, genome: Genome, findings: Findings)
         for contig in read_contigs(genome.path):
             findings.count_contig(contig)
             segments = _segments(recipe, genome, contig, findings)
-            file = variants.open(contig, findings) if variants and len(segments) else None
+            file = variants.open(contig) if variants and len(segments) else None
             for number in range(recipe.rounds):
                 random = random_stream(recipe.seed, genome.species, genome.source, contig.name, f"round {number}")
                 cuts = random_cuts(segments, recipe.cut, random)
@@ -40,7 +40,7 @@ def make_sequences(recipe: DnagrinderRecipe, genome: Genome, findings: Findings)
                 for sequences in made:
                     yield contig, sequences
         if variants:
-            variants.check()
+            variants.check(findings)
         if genome.repeats == "filter" and findings.counts["soft_masked_bases"] in (0, findings.counts["acgt_bases"]):
             findings.notes.append("repeats = filter, but its letters are of one case: it is not soft-masked")
     finally:
@@ -77,9 +77,9 @@ class _Individuals:
         self.genome = genome
         self.file: PhasedVariants | None = None
         self.seen: list[str] = []
-        self.found = 0
+        self.without: list[str] = []
 
-    def open(self, contig: Contig, findings: Findings) -> tuple[PhasedVariants, str] | None:
+    def open(self, contig: Contig) -> tuple[PhasedVariants, str] | None:
         """The file and its name of a contig, after comparing it with the reference; None when it has no variants."""
         self.seen.append(contig.name)
         path = Path(self.genome.vcf.replace("{contig}", contig.name))
@@ -88,18 +88,24 @@ class _Individuals:
             self.file = PhasedVariants(path) if path.is_file() or path == Path(self.genome.vcf) else None
         name = self.file.contig_for(contig.name, len(contig)) if self.file else None
         if name is None:
-            findings.counts["contigs_without_variants"] += 1
+            self.without.append(contig.name)
             return None
         self.file.check_reference(name, contig.letters)
-        self.found += 1
         return self.file, name
 
-    def check(self):
-        if self.seen and not self.found:
+    def check(self, findings: Findings):
+        if self.seen and len(self.without) == len(self.seen):
             names = f"contigs there: {', '.join(self.file.contigs[:5])}; " if self.file else ""
             raise VariantError(
                 f"{self.genome.vcf}: no contig of {self.genome.path} has variants; {names}in the genome: "
                 f"{', '.join(self.seen[:5])}; rename with `bcftools annotate --rename-chrs` or give the other file"
+            )
+
+        if self.without:
+            findings.counts["contigs_without_variants"] = len(self.without)
+            more = ", ..." if len(self.without) > 5 else ""
+            findings.notes.append(
+                f"{len(self.without)} of {len(self.seen)} contigs have no variants: {', '.join(self.without[:5])}{more}"
             )
 
     def close(self):
@@ -121,7 +127,11 @@ def _haplotypes(
                 if alleles.absent:
                     findings.counts["dropped_haploid"] += 1
                     continue
-                haplotype = haplotype_sequence(contig.letters, alleles.variants, start, end)
+                try:
+                    haplotype = haplotype_sequence(contig.letters, alleles.variants, start, end)
+                except VariantError as error:
+                    where = f"contig {name!r}, sample {sample!r}, {start:,} to {end:,}"
+                    raise VariantError(f"{variants.path}: {where}: {error}") from None
                 findings.variants.update({f"applied {kind}": n for kind, n in haplotype.applied.items()})
                 findings.variants.update(
                     {f"skipped {why}": n for why, n in (haplotype.skipped + alleles.skipped).items()}

@@ -44,6 +44,11 @@ def run_tasks(
             _local([task], **shared)
 
 
+def forget(work: Path, rank: int):
+    """Have the next `run_tasks` call a complete rank again."""
+    (work / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+
+
 def _local(pipeline: list, **settings):
     from datatrove.executor.local import LocalPipelineExecutor
 

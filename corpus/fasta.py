@@ -52,19 +52,22 @@ def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
     Memory: one record. Letters: A C G T U and IUPAC ambiguity codes in either case.
 
     Raises:
-        FastaError: missing, empty, truncated or corrupt file; not FASTA; a record without sequence; a letter that
-            is no nucleotide (names record, line and letter).
+        FastaError: missing, unreadable, empty, truncated or corrupt file; not FASTA; a record without sequence; a
+            letter that is no nucleotide (names record, line and letter).
     """
     path = Path(path)
-    if not path.is_file():
-        raise FastaError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    with open(path, "rb") as file:
-        compressed = file.read(2) == GZIP_MAGIC
-        if compressed:
-            _check_bgzf_end(path, file)
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if compressed else file
-        yield from _parse(path, _blocks(path, stream))
+    try:
+        if not path.is_file():
+            raise FastaError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+        with open(path, "rb") as file:
+            compressed = file.read(2) == GZIP_MAGIC
+            if compressed:
+                _check_bgzf_end(path, file)
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if compressed else file
+            yield from _parse(path, _blocks(path, stream))
+    except OSError as error:
+        raise FastaError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _check_bgzf_end(path: Path, file) -> None:

@@ -36,7 +36,7 @@ class GenomeTask:
     work: Path
 
     def __call__(self, data, rank: int = 0, world_size: int = 1):
-        errors = self.work / "errors" / f"{rank:05d}.txt"
+        errors = self._errors(rank)
         errors.unlink(missing_ok=True)
         try:
             report = make_genome(self.recipe, self.genomes[rank], rank, self.output, self.work)
@@ -53,9 +53,16 @@ class GenomeTask:
 
     def error(self, rank: int) -> str:
         """Why a task has no report."""
-        path = self.work / "errors" / f"{rank:05d}.txt"
-        reason = path.read_text().strip() if path.exists() else f"the task ended early; see {self.work / 'logs'}"
+        reason = self.refusal(rank) or f"the task ended early; see {self.work / 'logs'}"
         return f"{self.genomes[rank].path}: not finished: {reason}"
+
+    def refusal(self, rank: int) -> str | None:
+        """The error that the last try of a task ended with."""
+        path = self._errors(rank)
+        return path.read_text().strip() if path.exists() else None
+
+    def _errors(self, rank: int) -> Path:
+        return self.work / "errors" / f"{rank:05d}.txt"
 
 
 def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: Path) -> dict:
@@ -94,6 +101,7 @@ def make_genome(recipe: Recipe, genome: Genome, rank: int, output: Path, work: P
             writer.abort()
         raise
     for split, writer in writers.items():
+        writer.remove_stale()
         if holds_out and writer.rows:
             _save_kmers(work / "kmers" / f"{rank:05d}-{split}.npy", kmers[split])
     if not any(writer.rows for writer in writers.values()):
@@ -113,7 +121,7 @@ def _report(genome: Genome, findings: Findings, held_out_contigs: list[str], wri
         "source": genome.source,
         "bytes": genome.size,
         "sha256": file_sha256(genome.path),
-        "vcf_sha256": {path.name: file_sha256(path) for path in genome.vcf_files},
+        "vcf_sha256": {name: file_sha256(path) for name, path in named_vcf_files(genome).items()},
         **findings.counts,
         "splits": counts,
         "held_out_contigs": held_out_contigs,
@@ -122,6 +130,25 @@ def _report(genome: Genome, findings: Findings, held_out_contigs: list[str], wri
         "repeats": findings.repeats,
         "files": [file for writer in writers.values() for file in writer.files],
     }
+
+
+def named_vcf_files(genome: Genome) -> dict[str, Path]:
+    """The files of variants by the names that reports have for them."""
+    return {path.relative_to(genome.vcf_folder).as_posix(): path for path in genome.vcf_files}
+
+
+def changed_file(genome: Genome, report: Path) -> Path | None:
+    """The genome's or variants' file that is no longer what its report tells of; hashed only where it may differ."""
+    known, files = json.loads(report.read_text()), [genome.path, *genome.vcf_files]
+    if genome.size == known["bytes"] and all(f.stat().st_mtime_ns <= report.stat().st_mtime_ns for f in files):
+        return None
+    if file_sha256(genome.path) != known["sha256"]:
+        return genome.path
+    hashes, named = known["vcf_sha256"], named_vcf_files(genome)
+    for name in sorted({*hashes, *named}):
+        if name not in hashes or name not in named or file_sha256(named[name]) != hashes[name]:
+            return genome.vcf_folder / name
+    return None
 
 
 def load_encoder(recipe: Recipe):

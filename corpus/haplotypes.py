@@ -17,11 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from corpus.variants import MISMATCH_SHARE, Variant, ref_problem, wrong_assembly
+from corpus.variants import Variant, ref_problem, too_many_differ, wrong_assembly
 
 _COMPLEMENT = bytes.maketrans(b"ACGTRYKMBDHVacgtrykmbdhv", b"TGCAYRMKVHDBtgcayrmkvhdb")
 _BASES = re.compile("[ACGTRYSWKMBDHVNacgtryswkmbdhvn]+")
-_FEWEST_MISMATCHES = 10  # fewer than this many are skipped and counted, however few variants there are
 
 
 class Piece(NamedTuple):
@@ -147,7 +146,7 @@ def haplotype_sequence(
             first, last, replacement = _inside(edit, replacement, start, end)
         except _Skip as skip:
             haplotype.skipped[str(skip)] += 1
-            if str(skip) in ("REF mismatch", "beyond contig end"):
+            if str(skip) in ("REF mismatch", "beyond contig end") and variant.position >= 0:
                 mismatches.append(variant)
             continue
         haplotype.applied[edit.kind] += 1
@@ -155,7 +154,7 @@ def haplotype_sequence(
         length += first - copied + len(replacement)
         haplotype.pieces.append(Piece(first, last, length - len(replacement), length))
         copied = last
-    if len(mismatches) >= max(_FEWEST_MISMATCHES, MISMATCH_SHARE * count):
+    if too_many_differ(len(mismatches), count):
         raise wrong_assembly(reference, mismatches[0].position, mismatches[0].ref, len(mismatches), count)
     haplotype.sequence = b"".join((*parts, reference[copied:end]))
     return haplotype

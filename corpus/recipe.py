@@ -43,6 +43,11 @@ class Genome:
             return []
         return sorted(map(Path, glob.glob(glob.escape(self.vcf).replace("{contig}", "*"))))
 
+    @property
+    def vcf_folder(self) -> Path:
+        """The folder that the files of variants share; their paths below it differ."""
+        return Path(self.vcf.partition("{contig}")[0] + "_").parent
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -74,6 +74,13 @@ class ShardWriter:
         if self._spool:
             self._spool.remove()
 
+    def remove_stale(self):
+        """Remove shards of the same stem that an earlier try finished and this one, which is closed, did not make."""
+        made = {Path(file["file"]).name for file in self.files}
+        for path in self.folder.glob(f"{self.stem}-*.parquet"):
+            if path.name not in made:
+                path.unlink(missing_ok=True)
+
     @property
     def _name(self) -> str:
         return f"{self.stem}-{len(self.files):04d}.parquet"

@@ -29,6 +29,8 @@ import pysam
 from corpus.vcf_files import FIXED_COLUMNS, VariantError, htslib_messages_off, indexed, kind_of, read_header
 
 MISMATCH_SHARE = 0.05  # of REF alleles that may differ from the reference before it is called the wrong assembly
+FEWEST_MISMATCHES = 10  # fewer than this many may differ, however few are compared
+AROUND = (10_000, 100_000)  # bp beside a region in which genotypes tell whether it has a second haplotype
 _COMPATIBLE = {  # FASTA's ambiguity code -> the bases that a VCF may name there (VCF 4.3, section 1.6.1, REF)
     "R": "AG", "Y": "CT", "S": "CG", "W": "AT", "K": "GT", "M": "AC", "B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG",
 }  # fmt: skip
@@ -56,22 +58,24 @@ class Alleles:
     What one haplotype carries in a region.
 
     Each record of the region is in exactly one of `variants`, `reference` (a count), `skipped` (counts by reason).
-    `unphased` counts heterozygous genotypes without phase; they are taken in the order written.
+    `unphased` counts heterozygous genotypes without phase; they are taken in the order written. `absent`: the sample
+    has no such haplotype here, its genotypes are haploid (chrY, chrX of a male, MT).
     """
 
     variants: list[Variant] = field(default_factory=list)
     reference: int = 0
     skipped: Counter = field(default_factory=Counter)
     unphased: int = 0
+    absent: bool = False
 
     @property
     def records(self) -> int:
         return len(self.variants) + self.reference + self.skipped.total()
 
     @property
-    def absent(self) -> bool:
-        """Whether the sample has no such haplotype here: every genotype is haploid (chrY, chrX of a male, MT)."""
-        return self.records > 0 and self.skipped["haploid genotype"] == self.records
+    def informative(self) -> int:
+        """Records whose genotype is there, and so tells whether it is haploid."""
+        return self.records - self.skipped["missing genotype"] - self.skipped["no genotype field"]
 
 
 class PhasedVariants:
@@ -143,7 +147,7 @@ class PhasedVariants:
         Compare REF of up to 1,000 records, at 20 places of the contig, with the reference (the whole contig).
 
         Raises:
-            VariantError: more than 5 % differ: the wrong assembly. Names the first record that differs.
+            VariantError: ten or more, and more than 5 %, differ: the wrong assembly. Names the first one that does.
         """
         compared, wrong = 0, []
         borders = [len(reference) * i // 20 for i in range(20)] + [None]  # the last place goes on to the last record
@@ -151,20 +155,34 @@ class PhasedVariants:
             for line in itertools.islice(self._lines(contig, start, end), 50):
                 position, ref = self._position(line), line[3]
                 problem = ref_problem(reference, position, ref)
-                compared += problem != "reference is N"
-                if problem and problem != "reference is N":
+                if problem == "reference is N" or position < 0:
+                    continue
+                compared += 1
+                if problem:
                     wrong.append((position, ref))
-        if len(wrong) > MISMATCH_SHARE * compared:
+        if too_many_differ(len(wrong), compared):
             raise wrong_assembly(reference, *wrong[0], len(wrong), compared, f"{self.path}: contig {contig!r}: ")
 
     def read(self, contig: str, start: int, end: int, sample: str) -> tuple[Alleles, Alleles]:
         """
         Read what both haplotypes of a sample carry in the records that overlap [start, end) of a contig.
 
+        Where no record tells whether the sample is haploid there, those within 10 kbp, then 100 kbp around do.
+
         Raises:
             VariantError: unknown sample or contig; a record that cannot be read, is out of order, or has more than
                 two alleles in its genotype.
         """
+        both = self._read(contig, start, end, sample)
+        near = both[1]
+        for around in AROUND:
+            if near.informative:
+                break
+            near = self._read(contig, max(0, start - around), end + around, sample)[1]
+        both[1].absent = 0 < near.informative == near.skipped["haploid genotype"]
+        return both
+
+    def _read(self, contig: str, start: int, end: int, sample: str) -> tuple[Alleles, Alleles]:
         column = self._column(sample)
         both = Alleles(), Alleles()
         previous = -1
@@ -209,7 +227,10 @@ class PhasedVariants:
         except (OSError, ValueError) as error:
             if isinstance(error, VariantError):
                 raise
-            raise VariantError(f"{self.path}: corrupt or truncated ({error}); copy the file again") from None
+            raise VariantError(
+                f"{self.path}: corrupt or truncated ({error}); copy the file again; or its index is not its own: make "
+                "it again"
+            ) from None
 
     def _position(self, fields: list[str]) -> int:
         try:
@@ -259,6 +280,11 @@ def ref_problem(reference: bytes, position: int, ref: str) -> str | None:
     if all(fits):
         return None
     return "reference is N" if all(fit or a == "N" for fit, a in zip(fits, found, strict=True)) else "REF mismatch"
+
+
+def too_many_differ(wrong: int, compared: int) -> bool:
+    """Whether so many REF alleles differ from the reference that it must be another assembly."""
+    return wrong >= FEWEST_MISMATCHES and wrong > MISMATCH_SHARE * compared
 
 
 def wrong_assembly(reference, position, ref, wrong, compared, where="") -> VariantError:

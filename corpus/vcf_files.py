@@ -32,10 +32,13 @@ def kind_of(path: Path) -> str:
     """
     if not path.is_file():
         raise VariantError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    with open(path, "rb") as file:
-        head = file.read(16)
-        file.seek(max(path.stat().st_size - len(BGZF_END), 0))
-        end = file.read()
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+            file.seek(max(path.stat().st_size - len(BGZF_END), 0))
+            end = file.read()
+    except OSError as error:
+        raise VariantError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not head:
         raise VariantError(f"{path}: empty file; expected VCF or BCF")
     bgzf = head.startswith(GZIP_MAGIC) and head[3] & 4 and head[12:14] == b"BC"
@@ -57,12 +60,15 @@ def indexed(path: Path, kind: str, folder: Path) -> tuple[Path, Path]:
     """
     Return a file with the same records, and its index: those on disk, or made in `folder`.
 
+    An index older than its file is not used: it may be that of an earlier file, and then hides records.
+
     Raises:
         VariantError: a file without index that is unsorted or damaged; names the line.
     """
     for suffix in (".tbi", ".csi"):
-        if Path(f"{path}{suffix}").is_file():
-            return path, Path(f"{path}{suffix}")
+        index = Path(f"{path}{suffix}")
+        if index.is_file() and index.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            return path, index
     data, index = path, folder / "variants.csi"
     if kind == "text":
         data = folder / "variants.vcf.gz"

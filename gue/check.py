@@ -107,7 +107,7 @@ def _read_rows(task: Task, found: Split, content: bytes):
         line = content[: error.start].count(b"\n") + 1
         found.problems.append(f"{found.path}, line {line}: byte {content[error.start]:#04x} is no text; not a CSV file")
         return
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(io.StringIO(text, newline=""))
     header = [name.strip().lower() for name in next(reader, [])]
     wanted = 2 if task.pair else 1

@@ -252,9 +252,17 @@ def logo_of_motifs(motifs) -> Figure:
 
 
 def _sequences(tables: Iterator[pyarrow.Table]) -> Iterator[tuple[str, bytes, np.ndarray]]:
-    """(name, sequence, attributions) of each record."""
-    for table in tables:
+    """(name, sequence, attributions) of each record; a table may hold several, or a part of one."""
+    for _, parts in itertools.groupby(_of_one_record(tables), lambda part: part["record"][0].as_py()):
+        table = pyarrow.concat_tables(parts)
         yield table["name"][0].as_py(), "".join(table["base"].to_pylist()).encode(), table["attribution"].to_numpy()
+
+
+def _of_one_record(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+    for table in tables:
+        changes = np.flatnonzero(np.diff(table["record"].to_numpy())) + 1
+        for start, end in itertools.pairwise([0, *changes.tolist(), len(table)]):
+            yield table.slice(start, end - start)
 
 
 def attribute_file(options: argparse.Namespace):
@@ -298,6 +306,8 @@ def attribute_file(options: argparse.Namespace):
             write_meme(options.motifs, motifs, [s for _, s, _ in sequences])
             if motifs:
                 save(logo_of_motifs(motifs), motif_files[1])
+            else:
+                motif_files[1].unlink(missing_ok=True)  # of an earlier run
 
     def read():
         return read_records(options.input, options.genome, options.sequence_column, options.name_column)

@@ -83,8 +83,7 @@ class Embedder:
         try:
             return token_of_nucleotide(ids, self.lengths, len(record.sequence))
         except ValueError as error:
-            message = f"--resolution {self.resolution}: {record.where}, record {record.name!r}: {error}"
-            raise JobError(message) from None
+            raise JobError(f"--resolution {self.resolution}: {record.place()}: {error}") from None
 
 
 def _table(record: SequenceRecord, number: int, columns: dict, vectors: torch.Tensor) -> pyarrow.Table:

@@ -17,11 +17,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 import torch
@@ -36,6 +37,7 @@ from training.storage import StorageError, check_writable, writing_into
 
 BLOCK_BASES = 1 << 18  # bp; a block ends with the record that reaches this
 BLOCK_RECORDS = 4096
+GROUP_ROWS, GROUP_BYTES = 1 << 16, 1 << 26  # the most of a Parquet row group: each costs as much as many rows
 MATRIX_SUFFIXES = (".npy", ".safetensors")
 
 
@@ -83,14 +85,25 @@ def check_files(output: str | Path, also: Iterable[Path], inputs: Iterable[str |
             raise JobError(f"{path} already exists; choose another name or pass --overwrite")
 
 
+def refuse_not_finite(places: list[str]):
+    """Raise JobError when there are places with results like NaN; it names the first."""
+    if places:
+        more = f" (and {len(places) - 1:,} more)" if len(places) > 1 else ""
+        raise JobError(
+            f"{places[0]}{more}: the outputs are not finite; use a model whose weights are finite, and float32 or "
+            "bfloat16 rather than --dtype float16"
+        )
+
+
 @dataclass(frozen=True)
 class Survey:
-    """What the first reading found: sequences, bp, letters N, bp of each block, digest of names and letters."""
+    """What the first reading found: sequences, bp, letters N, bp and digest of each block, digest of all."""
 
     sequences: int
     bases: int
     ambiguous: int
     block_bases: list[int]
+    block_digests: list[bytes]
     digest: str
 
 
@@ -118,17 +131,28 @@ def blocks(records: Iterator[SequenceRecord], block_bases: int = BLOCK_BASES) ->
 def survey(records: Iterator[SequenceRecord], bases_per_block: int = BLOCK_BASES) -> Survey:
     """Read everything once; raises what the reader raises, before anything has been computed."""
     sequences = ambiguous = 0
-    block_bases = []
-    digest = hashlib.blake2b(digest_size=16)
+    block_bases, digests = [], []
     records = tqdm(records, desc="checking the input", unit=" sequences", unit_scale=True, delay=2)
     for block in blocks(records, bases_per_block):
         for record in block:
-            for text in (record.name.encode(), record.sequence, record.pair or b""):
-                digest.update(len(text).to_bytes(8, "little") + text)
             ambiguous += record.sequence.count(b"N") + (record.pair or b"").count(b"N")
         sequences += len(block)
         block_bases.append(sum(map(_bases, block)))
-    return Survey(sequences, sum(block_bases), ambiguous, block_bases, digest.hexdigest())
+        digests.append(_digest(block))
+    digest = hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+    return Survey(sequences, sum(block_bases), ambiguous, block_bases, digests, digest)
+
+
+def _digest(block: list[SequenceRecord]) -> bytes:
+    """Of all that the records hold but their places in the file."""
+    digest = hashlib.blake2b(digest_size=16)
+    for record in block:
+        for field in fields(record):
+            if field.name != "where":
+                value = getattr(record, field.name)
+                value = value if isinstance(value, bytes) else repr(value).encode()
+                digest.update(len(value).to_bytes(8, "little") + value)
+    return digest.digest()
 
 
 def run(
@@ -159,7 +183,8 @@ def run(
         also: the files that may be written beside the output, as given to `check_files`.
 
     Raises:
-        JobError: the output exists; another job is writing it; an interrupted job with other settings is in the way.
+        JobError: the output exists; another job is writing it; an interrupted job with other settings is in the way;
+            the records are others at the second reading; results that are not finite.
         training.storage.StorageError: the output cannot be written.
     """
     output = Path(output)
@@ -174,7 +199,7 @@ def run(
         _alone(parts) if state.is_main_process else contextlib.nullcontext(),
     ):
         if state.is_main_process:
-            counted = {key: value for key, value in asdict(found).items() if key != "block_bases"}
+            counted = {key: value for key, value in asdict(found).items() if not key.startswith("block_")}
             sizes = {"block_bases": block_bases, "block_records": BLOCK_RECORDS}
             _start_or_resume(parts, {**settings, **counted, **sizes}, [os.path.abspath(path) for path in also])
         state.wait_for_everyone()
@@ -260,21 +285,57 @@ def _compute_blocks(parts: Path, found: Survey, read_blocks, compute, state: Par
             if not missing:
                 break
             if number == missing[0]:
+                if _digest(block) != found.block_digests[number]:
+                    raise _changed(f"at or after {block[0].place()}, ")
                 del missing[0]
                 with _replacing(_part(parts, number)) as temporary:
-                    _write_parquet(temporary, compute(first, block))
+                    _write_parquet(temporary, _finite(compute(first, block), first, block))
                 progress.update(found.block_bases[number])
             first += len(block)
+    if missing:
+        raise _changed("")
+
+
+def _changed(where: str) -> JobError:
+    return JobError(f"{where}the input has changed since it was checked; leave it as it is while the command runs")
+
+
+def _finite(tables: Iterator[pyarrow.Table], first: int, block: list[SequenceRecord]) -> Iterator[pyarrow.Table]:
+    """The tables of a block; JobError when a number or a vector in them is not finite. Empty values are no numbers."""
+    for table in tables:
+        finite = np.ones(len(table), bool)
+        for column in table.columns:
+            if pyarrow.types.is_fixed_size_list(column.type):
+                column = pyarrow.compute.list_flatten(column)
+            if pyarrow.types.is_floating(column.type):
+                of_column = pyarrow.compute.is_finite(column).fill_null(True).to_numpy()
+                finite &= of_column.reshape(len(table), -1).all(axis=1)
+        bad = [block[number - first] for number in np.unique(table["record"].to_numpy()[~finite])]
+        refuse_not_finite([record.place() for record in bad])
+        yield table
 
 
 def _write_parquet(path: Path, tables: Iterator[pyarrow.Table]):
+    """Tables of any sizes, joined to row groups of at most GROUP_ROWS and GROUP_BYTES; a larger table is one alone."""
     writer = None
-    for table in tables:
+    for table in _groups(tables):
         if writer is None:
             # Only names repeat; vectors do not compress.
             writer = pyarrow.parquet.ParquetWriter(path, table.schema, use_dictionary=["name"], compression="snappy")
         writer.write_table(table)
     writer.close()
+
+
+def _groups(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+    group, rows, size = [], 0, 0
+    for table in tables:
+        if group and (rows + len(table) > GROUP_ROWS or size + table.nbytes > GROUP_BYTES):
+            yield pyarrow.concat_tables(group)
+            group, rows, size = [], 0, 0
+        group.append(table)
+        rows, size = rows + len(table), size + table.nbytes
+    if group:
+        yield pyarrow.concat_tables(group)
 
 
 class _replacing:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from corpus.vcf_files import VariantError
-from inference.jobs import USER_ERRORS, JobError
+from inference.jobs import USER_ERRORS, JobError, refuse_not_finite
 from inference.loading import SequenceEncoder, load_masked_lm
 from inference.logo import draw_logo, of_sequence, save
 from inference.masked_scores import BASES
@@ -125,6 +125,11 @@ def score_region(options: argparse.Namespace) -> np.ndarray:
     scorer = VariantScorer(model, encoder, batch_tokens=options.batch_tokens, scores=(options.score,))
     matrix = mutagenesis(scorer, contig, start, end, options.flank, options.score)
     sequence = contig[start:end]
+    refuse_not_finite([
+        f"{name}:{position}"
+        for position, base, row in zip(range(start + 1, end + 1), sequence.decode(), matrix, strict=True)
+        if base in BASES and not np.isfinite(row).all()
+    ])  # fmt: skip
     lines = ["\t".join(("position", "base", *BASES))]
     for position, base, row in zip(range(start + 1, end + 1), sequence.decode(), matrix, strict=True):
         lines.append("\t".join((str(position), base, *("." if np.isnan(value) else f"{value:.6g}" for value in row))))

@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from inference.embed import report
-from inference.jobs import JobError, check_files, processes, run, said_in_one_line
+from inference.jobs import JobError, check_files, processes, refuse_not_finite, run, said_in_one_line
 from inference.loading import fingerprint, load_predictor
 from inference.reading import SequenceRecord, add_input_arguments, read_records
 from modeling.embedding import STRANDS
@@ -56,13 +56,8 @@ class Tables:
     def __call__(self, first: int, records: list[SequenceRecord]) -> Iterator[pyarrow.Table]:
         """One table with a row per record, of which the first has the number `first`; JobError for outputs like NaN."""
         logits = sum(self.logits(first, records, view) for view in self.views) / len(self.views)
-        bad = [record for record, row in zip(records, logits, strict=True) if not np.isfinite(row).all()]
-        if bad:
-            more = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
-            raise JobError(
-                f"{bad[0].where}, record {bad[0].name!r}{more}: the outputs are not finite; use --dtype float32 or "
-                "bfloat16, or a model whose weights are finite"
-            )
+        bad = [record.place() for record, row in zip(records, logits, strict=True) if not np.isfinite(row).all()]
+        refuse_not_finite(bad)  # here, because probabilities of infinite logits may be finite
         scores = probabilities(logits, self.problem_type)
         columns = {"name": [record.name for record in records], "record": np.arange(first, first + len(records))}
         if self.problem_type == SINGLE_LABEL:
@@ -141,8 +136,7 @@ class Predictor(Tables):
         return record
 
     def _sample(self, number: int, record: SequenceRecord, view: View) -> dict:
-        where = f"{record.where}, record {record.name!r}"
-        ids, types = self.classifier.sequences.encode(*view.read(_sequences(record), number), where)
+        ids, types = self.classifier.sequences.encode(*view.read(_sequences(record), number), record.place())
         sample = {"input_ids": ids, "label": np.int64(0)}
         return sample if types is None else sample | {"token_type_ids": types}
 

@@ -41,6 +41,10 @@ class SequenceRecord:
     where: str
     pair: bytes | None = None
 
+    def place(self) -> str:
+        """What an error message calls the record."""
+        return f"{self.where}, record {self.name!r}"
+
 
 def add_input_arguments(parser: argparse.ArgumentParser):
     """What `read_records` needs, as arguments of a command."""
@@ -265,7 +269,7 @@ def _fastq_rows(path: Path):
 
 
 def _delimited_rows(path: Path, delimiter: str, sequence_column: str, name_column: str | None, pair_column: str | None):
-    csv.field_size_limit(sys.maxsize)  # a field may hold a chromosome
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may hold a chromosome
     reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
     try:
         header = [title.strip() for title in next(reader, [])]
@@ -337,8 +341,11 @@ def _bed_intervals(path: Path):
     empty = True
     for number, line in enumerate(read_lines(path), 1):
         where = f"line {number}"
-        if not line.strip() or line.startswith(("#", "track", "browser")):
+        if not line.strip() or line.startswith("#"):
             continue
+        first, *others = line.split(maxsplit=2)
+        if first in ("track", "browser") and not (others and others[0].isdecimal()):
+            continue  # a line for genome browsers, and no contig of that name
         empty = False
         fields = line.rstrip("\r\n").split("\t" if "\t" in line else None)
         if len(fields) < 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):

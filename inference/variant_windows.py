@@ -20,6 +20,7 @@ from inference.reading import Genome, SequenceRecord, read_lines
 
 COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO
 SCORED = "scored"
+OF_ANOTHER_ASSEMBLY = ("REF mismatch", "beyond contig end")
 WRONG_ASSEMBLY_SHARE = 0.5  # of REF alleles that differ from the genome
 _ACGT = re.compile("[ACGT]+")
 
@@ -94,7 +95,7 @@ def read_alleles(path: str | Path, genome: Genome, flank: int) -> Iterator[Allel
 
     Raises:
         VariantError: as `read_records`; no alleles; and, at the end, more than half of the REF alleles differ from the
-            genome, or no contig of the file is in it: the wrong assembly.
+            genome or lie beyond it, or no contig of the file is in it: the wrong assembly.
     """
     count, contigs, first_wrong = Counter(), {}, None
     for where, fields in read_records(path):
@@ -103,8 +104,10 @@ def read_alleles(path: str | Path, genome: Genome, flank: int) -> Iterator[Allel
             contigs[name] = genome_contig(genome, name)
         letters = None if contigs[name] is None else genome.fetch(contigs[name])
         problem = "contig not in genome" if letters is None else ref_problem(letters, position - 1, ref)
-        if problem == "REF mismatch" and first_wrong is None:
+        if problem in OF_ANOTHER_ASSEMBLY and first_wrong is None:
             found = letters[position - 1 : position - 1 + min(len(ref), 20)].decode()
+            if problem == "beyond contig end":
+                found = f"ends at {len(letters):,} bp"
             first_wrong = f"{where}, {name}:{position}: REF {ref[:20]}, genome {found}"
         for alt in alts.split(",") if alts != "." else []:
             status = problem or allele_problem(ref, alt)
@@ -124,9 +127,10 @@ def read_alleles(path: str | Path, genome: Genome, flank: int) -> Iterator[Allel
             f"({', '.join(list(genome.lengths)[:5])})"
         )
     compared = count.total() - count["contig not in genome"] - count["reference is N"]
-    if count["REF mismatch"] > WRONG_ASSEMBLY_SHARE * compared:
+    wrong = sum(count[problem] for problem in OF_ANOTHER_ASSEMBLY)
+    if wrong > WRONG_ASSEMBLY_SHARE * compared:
         raise VariantError(
-            f"{path}: {count['REF mismatch']:,} of {compared:,} alleles have a REF that differs from {genome.path}; "
+            f"{path}: {wrong:,} of {compared:,} alleles have a REF that differs from {genome.path}; "
             f"the first: {first_wrong}. The variants belong to another assembly (GRCh37 and GRCh38 mixed up?)"
         )
 

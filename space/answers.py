@@ -239,7 +239,7 @@ def mutate(loaded: Loaded, record: SequenceRecord, start: int, end: int) -> Iter
         last = first + len(record.sequence) - 1
         raise InputError(f"Choose positions between {first} and {last} of {contig[:60]}, the first not after the last.")
     watch = Stopwatch()
-    scorer = VariantScorer(loaded.model, loaded.encoder, pll_tokens=0)  # the pseudo-log-likelihood is not shown here
+    scorer = VariantScorer(loaded.model, loaded.encoder, scores=("llr",))  # the others are not shown here
     rows = []
     for low in range(start, end, ROWS_AT_ONCE):
         high = min(low + ROWS_AT_ONCE, end)
@@ -266,7 +266,9 @@ def score_variant(loaded: Loaded, record: SequenceRecord, index: int, ref: str, 
     watch = Stopwatch()
     windows = variant_windows(record.sequence, index, ref.encode(), alt.encode(), FLANK)
     if windows is None:
-        raise InputError(f"This variant cannot be scored: it changes more than {FLANK} bp.")
+        raise InputError(
+            f"This variant cannot be scored: all places where it could be written span more than {FLANK} bp."
+        )
     scores = VariantScorer(loaded.model, loaded.encoder)([windows])
     contig, first = place_of(record)
     (ids,) = loaded.encoder([windows[0]])

@@ -34,7 +34,7 @@ from space.parts import CSS, THEME  # noqa: E402
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODY_BYTES = 2 * UPLOAD_BYTES  # of any request: the largest file fits, also as text within JSON
 MOST_WAITING = 100  # requests in the queue; more are refused with a message
-FILES_CHECKED, FILES_KEPT = 300, 3600  # seconds
+FILES_CHECKED, FILES_KEPT = 60, 3600  # seconds
 
 
 def read_examples() -> list[dict]:
@@ -72,15 +72,18 @@ def build(models: Models) -> gr.Blocks:
     return demo.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
 
 
-def launch(demo: gr.Blocks, **options):
-    """Start the server with the look and the limits of the demo; options as of `Blocks.launch`."""
+def launch(demo: gr.Blocks, share: bool = False, **options):
+    """
+    Start the server with the look and the limits of the demo; options as of `Blocks.launch`, which left alone would
+    give the page a public address on hosted notebooks.
+    """
     limits = {
         "max_file_size": UPLOAD_BYTES,
         "app_kwargs": {"middleware": [Middleware(BodyLimit, most_bytes=BODY_BYTES)]},
         "ssr_mode": False,
     }
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # else browsers keep what was computed
-    return demo.launch(theme=THEME, css=CSS, footer_links=["api"], **limits, **options)
+    return demo.launch(theme=THEME, css=CSS, footer_links=["api"], share=share, **limits, **options)
 
 
 def about_text(examples: list[dict]) -> str:
@@ -117,7 +120,7 @@ def main(arguments: list[str] | None = None):
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device {options.device}: " + str(error).partition("\n")[0])
-    shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"  # gradio then gives the page a public address
+    shared = os.environ.get("GRADIO_SHARE", "").lower() == "true" and not on_a_space
     models = Models(read_sources(), local=host in LOOPBACK and not shared, device=options.device)
     if not models.names("language"):
         sys.exit("error: no model of space/models.toml is there; name one: make demo MODEL=folder")
@@ -134,7 +137,7 @@ def main(arguments: list[str] | None = None):
         with tempfile.TemporaryDirectory(prefix="strandbert-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder
             keep_swept(Path(folder), FILES_CHECKED, FILES_KEPT)
-            launch(build(models), server_name=host, server_port=options.port)
+            launch(build(models), shared, server_name=host, server_port=options.port)
     except (OSError, OverflowError) as error:  # a port that is taken or no port, an address of another machine
         sys.exit(f"error: {str(error).partition('. You can')[0]}")  # the rest is advice to programmers
 

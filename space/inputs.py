@@ -58,20 +58,19 @@ def read_labels(text: str) -> list[str] | None:
 def _read(text: str, most: int, most_bases: int) -> list[SequenceRecord]:
     if not _bare(text):
         raise InputError("There is no sequence yet. Paste DNA, upload a file, or choose an example.")
-    records, bases, count = [], 0, 0
+    records, bases = [], 0
     for record in _records(text):
-        count, bases = count + 1, bases + len(record.sequence)
-        if bases <= most_bases and count <= most:
-            if not record.sequence.strip(b"N"):
-                raise InputError(f"Record {record.name[:60]!r}: no base of it is A, C, G or T.")
-            records.append(record)
-    if count > most:
-        raise InputError(f"There are {count:,} sequences; this page takes at most {most:,}.")
-    if bases > most_bases:
-        raise InputError(
-            f"The input holds {bases:,} bp; this page takes at most {most_bases:,} bp. Cut out the part that matters, "
-            "or use the command line, which has no limit (python -m inference.embed --help)."
-        )
+        bases += len(record.sequence)
+        if len(records) == most:
+            raise InputError(f"There are more than {most:,} sequences; this page takes at most {most:,}.")
+        if bases > most_bases:
+            raise InputError(
+                f"The input holds more than {most_bases:,} bp, the most that this page takes. Cut out the part that "
+                "matters, or use the command line, which has no limit (python -m inference.embed --help)."
+            )
+        if not record.sequence.strip(b"N"):
+            raise InputError(f"Record {record.name[:60]!r}: no base of it is A, C, G or T.")
+        records.append(record)
     return records
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import bench_tokenizer, compare_pretraining, harness
@@ -60,6 +61,27 @@ def test_both_encoders_give_the_same_and_are_run_as_often(monkeypatch):
     rival, rival_figures = bench_tokenizer.encode_tokenizers(["ACGTTGCA", "GGATTACA"], TOKENIZER)
     assert ours == rival and figures.keys() == rival_figures.keys()
     assert len(passes) - count == count > 1
+
+
+def test_me_bpe_is_measured_once_beside_exact_training_on_species_that_neither_saw(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    names = ("vertebrates_softmasked/hg38", "vertebrates_softmasked/galGal4", "fungi/a", "bacteria/a", "plants/a")
+    for name in (*names, "plants/rice_a"):
+        path = tmp_path / "genomes" / f"{name}.fa"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f">{name}\n{random.choice(list(b'ACGT'), 3000).astype(np.uint8).tobytes().decode()}\n")
+    monkeypatch.setattr(bench_tokenizer, "VOCABULARY", 64)
+    genomes = list((tmp_path / "genomes").rglob("*.fa"))
+    suite = bench_tokenizer.Suite(tmp_path / "rows.csv", tmp_path)
+    for _ in range(2):
+        bench_tokenizer.me_bpe_suite(suite, genomes)
+    assert [row["implementation"] for row in suite.rows] == [
+        "exact",
+        "ME-BPE, vertebrates first",
+        "ME-BPE, vertebrates last",
+    ]
+    assert {row["bases"] for row in suite.rows} == {12_000}
+    assert all("tokens per base of other species" in row["note"] for row in suite.rows)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="elsewhere a child begins with its parent's peak")

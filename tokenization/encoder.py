@@ -22,6 +22,7 @@ TABLE_LIMIT = 8192  # tokens; up to here all pairs of neighbours are checked bef
 UNKNOWN, IGNORED, BOUNDARY, END = 4, 5, 6, 7  # what a character is, besides a letter 0..3
 END_BYTE = b"\0"  # behind each sequence of a batch; a sequence that contains it is left to tokenizers
 WHITE_SPACE = b"\t\n\v\f\r "
+NORMALIZED = bytes.maketrans(b"acgtuU", b"ACGTTT")
 NO_TOKEN = 65535
 NO_LETTER = np.uint64(0xFCFCFCFCFCFCFCFC)  # bits that none of eight letters has
 BLOCK = 1 << 12  # positions whose longest match is looked up together, so that the look-ups overlap in time
@@ -61,7 +62,9 @@ class Encoder:
         self.unknown = 0
         self.unknown_id = tokenizer.token_to_id("[UNK]")
         self._tables = None
-        self._special = [token["content"] for token in content["added_tokens"]]
+        added = [token["content"].encode() for token in content["added_tokens"]]
+        self._added = {*added, *map(self._normalized, added)}
+        self._bracketed = all(b"[" in token for token in self._added)
         self.reason = _obstacle(content, self.tokenizer)
         self.fast = self.reason is None
         if self.fast:
@@ -94,7 +97,7 @@ class Encoder:
         """
         data = [sequence.encode() if isinstance(sequence, str) else bytes(sequence) for sequence in sequences]
         joined = END_BYTE.join([*data, b""])
-        if self.fast and joined.isascii() and joined.count(END_BYTE) == len(data) and not self._has_special(joined):
+        if self.fast and joined.isascii() and joined.count(END_BYTE) == len(data) and not self._has_added(joined):
             ids, offsets = self._encode_directly(np.frombuffer(joined, np.uint8), len(data))
         else:
             parts = [self._encode_slowly(sequence) for sequence in data]
@@ -104,8 +107,16 @@ class Encoder:
         self.unknown += int(np.count_nonzero(ids == self.unknown_id))
         return ids, offsets
 
-    def _has_special(self, data: bytes) -> bool:
-        return b"[" in data and any(token.encode() in data for token in self._special)
+    def _normalized(self, data: bytes) -> bytes:
+        """Text as the normalizer leaves it, which is none or this project's wherever `fast` is true."""
+        return data.translate(NORMALIZED, WHITE_SPACE) if self.tokenizer.normalizer else data
+
+    def _has_added(self, data: bytes) -> bool:
+        """Whether ASCII text may hold an added token, as it is or normalized: `tokenizers` look for both."""
+        if self._bracketed and b"[" not in data:
+            return False
+        normalized = self._normalized(data)
+        return any(token in data or token in normalized for token in self._added)
 
     def warning(self) -> str | None:
         """What to tell the user about characters that became [UNK], or None when there were none."""

@@ -208,6 +208,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         parser.error("me-bpe trains one size: its small vocabularies are not the beginning of its large ones")
     if arguments.word_length < 2:
         parser.error(f"--word-length {arguments.word_length}: a word needs at least 2 bases")
+    if arguments.memory is None and not hasattr(os, "sysconf"):
+        parser.error("--memory is needed here: this system does not tell how much memory it has, e.g. --memory 8GB")
     if arguments.memory is None:
         arguments.memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return arguments

@@ -1,6 +1,7 @@
 """From files to training words: maximal ACGT runs, cut every `word_length` bases."""
 
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def _read_text(path: Path) -> Iterator[tuple[str, bytes]]:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 yield f"{path}, line {number}", line
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged or truncated gzip file after line {number}: {error}") from error
 
 

@@ -238,12 +238,20 @@ def _check_named(named: Path, args: RunArguments, check_free: Callable[[], None]
         )
 
 
-def how_to_go_on(output_dir: str | Path, starts_over: bool) -> str:
+def how_to_run_again(args: RunArguments) -> str:
+    """Which command goes on from the last checkpoint of the output folder: without the flags that lead elsewhere."""
+    hinder = ["--overwrite_output_dir"] if args.overwrite_output_dir else []
+    if args.resume_from_checkpoint not in (None, LAST_CHECKPOINT):
+        hinder.append("--resume_from_checkpoint")
+    return f"run again without {' and '.join(hinder)}" if hinder else "run the same command again"
+
+
+def how_to_go_on(args: RunArguments) -> str:
     """Advice after a save that failed: which checkpoint is left, and how training continues."""
-    whole = [checkpoint for checkpoint in checkpoints_in(output_dir) if what_is_wrong(checkpoint) is None]
+    whole = [checkpoint for checkpoint in checkpoints_in(args.output_dir) if what_is_wrong(checkpoint) is None]
     kept = f"the last complete checkpoint, {whole[-1]}, is kept" if whole else "no checkpoint was complete yet"
-    again = "run again without --overwrite_output_dir" if starts_over else "run the same command again"
-    return f"{kept}. Make room (--save_total_limit 1 keeps one checkpoint), then {again} to go on from the last one"
+    room = "Make room (--save_total_limit 1 keeps one checkpoint)"
+    return f"{kept}. {room}, then {how_to_run_again(args)} to go on from the last one"
 
 
 def remove_old_checkpoints(output_dir: str | Path, keep: int, best: str | None, step: int):

@@ -286,7 +286,7 @@ def _table(path: Path, names: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _delimited(path: Path, delimiter: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
-    csv.field_size_limit(sys.maxsize)  # a field may hold a chromosome
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may hold a chromosome
     reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
     try:
         header = [title.strip() for title in next(reader, [])]

@@ -25,14 +25,16 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from corpus.sequences import reverse_complement
 from tokenization.alphabet import acgt_runs
 from training.masking import TokenMasker
 from training.sources import SequenceFileError, heldout_bases, read_genomes, split_runs
 from training.storage import writing_into
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PIECE_LENGTH = 1 << 18  # bp encoded as one sequence: bounds memory for vocabularies that only `tokenizers` can encode
 BATCH_LENGTH = 1 << 21  # bp handed to the encoder at once
+NO_DIGEST = 0  # of sequences longer than PIECE_LENGTH
 SPECIAL_TOKENS_PER_WINDOW = 2  # [CLS] and [SEP]
 
 Place = tuple[str, int]  # split, number of the genome
@@ -199,7 +201,8 @@ def prepare_data(
 
     Returns:
         Training windows, None without training files; held-out windows or None; a report: per split and
-        file the bp read, dropped and used, the windows, the tokens, and what was held out.
+        file the bp read, dropped and used, the windows, the tokens, what was held out; per split the SHA-256 of its
+        windows; how many sequences were held out whole and how many of them also stand in the training part.
 
     Raises:
         SequenceFileError, corpus.fasta.FastaError: a file that cannot be used, or a split without any window.
@@ -285,12 +288,18 @@ def _write_splits(folder: Path, train_files, validation_files, tokenizer, settin
         )
     splits = {split: counts for split, counts in splits.items() if counts["windows"]}
     files = [{"file": str(path), "validation_file": alone} | plan["report"] for path, alone, plan in plans]
-    (folder / "report.json").write_text(json.dumps({"splits": splits, "files": files}, indent=2) + "\n")
+    report = {
+        "splits": splits,
+        "files": files,
+        "sha256": {split: writers[split].sha256.hexdigest() for split in splits},
+        "held_out_sequences": _shared_sequences([plan for _, _, plan in plans]),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _scan(path, percentage: float, settings: DataSettings) -> dict:
     """First pass over a file: check it, count its bases, plan the held-out part."""
-    bases, names = array("q"), []
+    bases, digests, names = array("q"), array("Q"), []
     read = unambiguous = 0
     for name, sequence, _ in tqdm(
         read_genomes(path, settings.sequence_column), desc=f"Reading {Path(path).name}", unit=" sequences"
@@ -299,6 +308,7 @@ def _scan(path, percentage: float, settings: DataSettings) -> dict:
         read += len(sequence)
         unambiguous += sum(lengths)
         bases.append(sum(length for length in lengths if length >= settings.min_run_length))
+        digests.append(_strand_free_digest(sequence) if len(sequence) <= PIECE_LENGTH else NO_DIGEST)
         names.append(name)
     bases = np.array(bases, dtype=np.int64)
     heldout = heldout_bases(bases, percentage)
@@ -310,7 +320,22 @@ def _scan(path, percentage: float, settings: DataSettings) -> dict:
         "base_pairs_held_out": int(heldout.sum()),
         "held_out": _describe_heldout(names, bases, heldout),
     }
-    return {"bases": bases, "heldout": heldout, "report": report}
+    return {"bases": bases, "digests": np.array(digests, dtype=np.uint64), "heldout": heldout, "report": report}
+
+
+def _strand_free_digest(sequence: bytes) -> int:
+    """A number that a sequence and its reverse complement share, and hardly any others."""
+    content = min(sequence, reverse_complement(sequence))
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _shared_sequences(plans: list[dict]) -> dict[str, int]:
+    """Sequences held out whole, and those of them that also stand in the training part, on either strand."""
+    whole = [(plan["heldout"] == plan["bases"]) & (plan["bases"] > 0) for plan in plans]
+    held_out = np.concatenate([plan["digests"][chosen] for plan, chosen in zip(plans, whole, strict=True)])
+    training = [plan["digests"][(plan["heldout"] < plan["bases"])] for plan in plans]
+    shared = np.isin(held_out, np.concatenate(training)) & (held_out != NO_DIGEST)
+    return {"total": len(held_out), "also_in_training": int(shared.sum())}
 
 
 def _describe_heldout(names: list[str], bases: np.ndarray, heldout: np.ndarray) -> str:
@@ -380,6 +405,7 @@ class _WindowWriter:
         self.offsets = array("q", [0])
         self.genomes = array("i")
         self.base_pairs = self.short = 0
+        self.sha256 = hashlib.sha256(dtype.str.encode())
         self.file = open(folder / f"{split}.tokens.npy", "wb")
         self._write_header(0)
 
@@ -392,7 +418,9 @@ class _WindowWriter:
         if length < self.min_run_length:  # what the border of the held-out part cut off
             self.short += length
             return
-        self.file.write(token_ids.tobytes())
+        content = token_ids.tobytes()
+        self.file.write(content)
+        self.sha256.update(content)
         windows = -(-len(token_ids) // self.window_length)
         ends = np.arange(1, windows + 1, dtype=np.int64) * len(token_ids) // windows
         self.offsets.extend((self.offsets[-1] + ends).tolist())
@@ -407,8 +435,10 @@ class _WindowWriter:
         if self.file.tell() != header_length:
             raise RuntimeError(f"the header of {self.file.name} changed its length from {header_length} bytes")
         self.file.close()
-        np.save(self.folder / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64), allow_pickle=False)
-        np.save(self.folder / f"{self.split}.genomes.npy", np.array(self.genomes, dtype=np.int32), allow_pickle=False)
+        for name, values in (("offsets", self.offsets), ("genomes", self.genomes)):
+            values = np.array(values, dtype=np.int64 if name == "offsets" else np.int32)
+            np.save(self.folder / f"{self.split}.{name}.npy", values, allow_pickle=False)
+            self.sha256.update(values.tobytes())
         return {
             "windows": len(self.offsets) - 1,
             "tokens": count,

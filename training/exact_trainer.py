@@ -72,9 +72,7 @@ class ExactTrainer(Trainer):
 
     def writing(self):
         """Context in which an error of writing to the output folder becomes a StorageError that says how to go on."""
-        return writing_into(
-            self.args.output_dir, lambda: how_to_go_on(self.args.output_dir, self.args.overwrite_output_dir)
-        )
+        return writing_into(self.args.output_dir, lambda: how_to_go_on(self.args))
 
     def complete_folder(self, folder: Path):
         """Add to a saved folder what loading it needs besides weights and config.json."""
@@ -127,6 +125,11 @@ class ExactTrainer(Trainer):
             load_sharded_weights(resume_from_checkpoint, self.model)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result):
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())  # saved once
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _load_best_model(self):
         if self.is_fsdp_enabled:

@@ -98,17 +98,24 @@ def load_model(
     The model in float32: the weights of --model_name_or_path, else random ones that depend on --seed.
 
     Raises:
-        SettingsError: weights that are missing, damaged, or of another model.
+        SettingsError: weights that are missing, damaged, of another model, or without a head for masked tokens.
     """
     options = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     source = model_args.model_name_or_path
     if source:
         try:
-            model = StrandBertForMaskedLM.from_pretrained(source, config=config, dtype=torch.float32, **options)
+            model, info = StrandBertForMaskedLM.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise SettingsError(f"--model_name_or_path {source} cannot be loaded: {error}") from None
+        if {name for name in info["missing_keys"] if name.startswith("cls.")} - set(model._tied_weights_keys):
+            raise SettingsError(
+                f"--model_name_or_path {source} has no masked-language-modelling head (a fine-tuned model has "
+                "another); name the model that it was fine-tuned from"
+            )
     else:
-        model = StrandBertForMaskedLM._from_config(config, **options)
+        model = StrandBertForMaskedLM._from_config(config, dtype=torch.float32, **options)
     if model_args.low_precision_layernorm:
         use_low_precision_layernorm(model, torch.bfloat16 if args.bf16 else torch.float16)
     if args.compiles_layers:
@@ -144,7 +151,7 @@ def load_datasets(
     special = tokenizer.cls_token_id, tokenizer.sep_token_id
     cache = data_args.data_cache_dir or Path(args.output_dir) / DATA_FOLDER
     files = [] if data_args.streaming else data_args.train_file, data_args.validation_file
-    train, validation, report = None, None, {"splits": {}, "files": []}
+    train, validation, report = None, None, {"splits": {}, "files": [], "sha256": {}}
     if any(files):
         train, validation, report = prepare_data(*files, tokenizer, settings, cache, args.local_process_index == 0)
     longest = None
@@ -152,6 +159,7 @@ def load_datasets(
         lanes = -(-lanes_of(args.global_batch_size) // args.world_size)
         train = ParquetStore(data_args.train_file, data_args.sequence_column, tokenizer, kept=lanes + 1)
         report["splits"] = {"train": train.report()} | report["splits"]
+        report["sha256"]["train"] = train.sha256()
         longest = data_args.max_seq_length
     train_dataset = MlmDataset(train, maskers[0], *special, data_args.max_train_samples or None, longest)
     if validation is None:
@@ -199,6 +207,14 @@ def log_data_report(report: dict):
             f"{entry['base_pairs_ambiguous']:,}",
             f"{entry['base_pairs_in_short_runs']:,}",
             held_out,
+        )
+    shared = report.get("held_out_sequences", {"also_in_training": 0})
+    if shared["also_in_training"]:
+        logger.warning(
+            "%s of %s held-out sequences also stand in the training part, as they are or as reverse complements: the "
+            "held-out loss will be too good",
+            f"{shared['also_in_training']:,}",
+            f"{shared['total']:,}",
         )
     for split, entry in report["splits"].items():
         names = {"windows": "windows", "files": "files", "tokens": "tokens", "base_pairs": "bp"}

@@ -14,7 +14,7 @@ IGNORED = -100  # label of a position that is not predicted
 
 class TokenMasker:
     """
-    Chooses every ordinary token independently with `mlm_probability` (DNABERT-2 section 3, dnaGrinder section 2.2).
+    Chooses every ordinary token independently with `mlm_probability` (DNABERT-2 section 3.3, dnaGrinder section 6.2).
 
     Of the chosen tokens 80 % become [MASK], 10 % a random ordinary token, 10 % stay (BERT). Special tokens, [UNK]
     included, are never chosen and never drawn as replacement. A sample in which chance chose nothing gets one target.

@@ -102,13 +102,15 @@ def _heldout_table(results: dict) -> str:
 
 def _speed_table(results: dict) -> str:
     rows = [
-        ("tokens seen", f"{results['train_tokens_seen']:,}"),
+        ("tokens seen, whole run", f"{results['train_tokens_seen']:,}"),
         ("tokens/s", f"{results['train_tokens_per_second']:,.0f}"),
         ("base pairs/s", f"{results['train_base_pairs_per_second']:,.0f}"),
         ("MFU, of the matrix products measured on this machine", f"{results['train_mfu']:.1%}"),
         ("padding", f"{results['train_padding_share']:.1%}"),
     ]
-    return "| training, this session | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "| training, speeds of the last session | |\n|---|---|\n" + "\n".join(
+        f"| {name} | {value} |" for name, value in rows
+    )
 
 
 def _data_table(data_report: dict) -> str:
@@ -116,6 +118,12 @@ def _data_table(data_report: dict) -> str:
     for entry in data_report["files"]:
         held_out = "all" if entry["validation_file"] else entry["held_out"]
         lines.append(f"| {entry['file']} | {entry['sequences']:,} | {entry['base_pairs_read']:,} | {held_out} |")
+    if "held_out_sequences" in data_report:
+        shared = data_report["held_out_sequences"]
+        lines.append(
+            f"\nsequences held out whole: {shared['total']:,}, of which {shared['also_in_training']:,} also stand in "
+            "the training part, as they are or as reverse complements"
+        )
     for split, entry in data_report["splits"].items():
         counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in entry.items())
         lines.append(f"\n{split}: {counts}")

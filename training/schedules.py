@@ -14,9 +14,9 @@ class Schedule:
 
 # Both papers count warm-up in steps; as a share of theirs it fits runs of any length.
 SCHEDULES = {
-    # DNABERT-2, section 3: linear to 5e-4 in 30,000 of 500,000 steps, then linear to 0.
+    # DNABERT-2, section 3.3: linear to 5e-4 in 30,000 of 500,000 steps, then linear to 0.
     "dnabert2": Schedule(5e-4, 30_000 / 500_000, "linear"),
-    # dnaGrinder, section 2.3: linear to 4e-4 in 16,000 of 119,000 steps, then cosine.
+    # dnaGrinder, section 6.2: linear to 4e-4 in 16,000 of 119,000 steps, then cosine.
     "dnagrinder": Schedule(4e-4, 16_000 / 119_000, "cosine"),
 }
 

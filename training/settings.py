@@ -10,7 +10,7 @@ from transformers.trainer_utils import IntervalStrategy
 from modeling.alibi_attention import check_backend
 from training.arguments import PretrainingArguments
 from training.batches import SEQUENCE_ORDERS, LengthSchedule
-from training.checkpoints import SETTINGS_FILE
+from training.checkpoints import SETTINGS_FILE, CheckpointError
 from training.command_line import SettingsError, check_processes, parse_settings, recipe_names
 from training.storage import check_writable
 
@@ -21,11 +21,19 @@ MIN_RUN_LENGTH = 50  # bp
 GPU_BACKENDS = ("flash_attention_2", "alibi_triton")
 # Settings on which the trained weights depend.
 RESULT_SETTINGS = set(
+    "model_name_or_path config_name tokenizer_name train_file validation_file validation_split_percentage "
+    "sequence_column max_seq_length min_run_length mlm_probability mask_replace_prob random_replace_prob "
+    "sequence_order sequence_length_schedule streaming max_train_samples seed global_batch_size "
+    "global_batch_tokens learning_rate lr_scheduler_type warmup_ratio warmup_steps max_steps num_train_epochs "
+    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm bf16 fp16 low_precision_layernorm "
+    "lr_scheduler_kwargs optim_args label_smoothing_factor neftune_noise_alpha".split()
+)
+# Those of them that are the same when they lead to the same place.
+PATH_SETTINGS = set("model_name_or_path config_name tokenizer_name train_file validation_file".split())
+# Those of them on which the windows depend.
+DATA_SETTINGS = set(
     "train_file validation_file validation_split_percentage sequence_column max_seq_length min_run_length "
-    "mlm_probability mask_replace_prob random_replace_prob sequence_order sequence_length_schedule streaming "
-    "max_train_samples seed global_batch_size global_batch_tokens learning_rate lr_scheduler_type warmup_ratio "
-    "warmup_steps max_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm "
-    "bf16 fp16 low_precision_layernorm".split()
+    "streaming".split()
 )
 
 
@@ -65,10 +73,18 @@ class DataArguments:
     """Which sequences, and how they are cut, ordered and masked."""
 
     train_file: list[str] = field(
-        metadata={"help": "one or several files of sequences to train on; a folder stands for its Parquet files"}
+        metadata={
+            "help": "one or several files of sequences to train on; a folder stands for its Parquet files, one with "
+            "the subfolders train and validation for those of train"
+        }
     )
     validation_file: list[str] = field(
-        default_factory=list, metadata={"help": "files to evaluate on; default: a part of the training files"}
+        default_factory=list,
+        metadata={
+            "help": "files to evaluate on, none of them trained on; a folder stands for its Parquet files, one with "
+            "the subfolders train and validation for those of validation. Default: validation beside train in the "
+            "folders of --train_file, else a part of the training files"
+        },
     )
     validation_split_percentage: float = field(
         default=5.0, metadata={"help": "percent of each training file held out without --validation_file; 0 for none"}
@@ -110,7 +126,9 @@ class DataArguments:
         default=0.1, metadata={"help": "share of these that become a random token; the rest stays as it is"}
     )
     packing: bool = field(default=False, metadata={"help": "lay sequences end to end instead of padding them"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use at most this many training windows"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "use at most this many training windows; 0 for all"}
+    )
     max_eval_samples: int | None = field(
         default=2048, metadata={"help": "use at most this many evaluation windows, spread evenly; 0 for all"}
     )
@@ -119,16 +137,32 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        self.train_file = _parquet_of_folders(self.train_file)
-        self.validation_file = _parquet_of_folders(self.validation_file)
+        train = [self.train_file] if isinstance(self.train_file, str) else self.train_file
+        validation = [self.validation_file] if isinstance(self.validation_file, str) else self.validation_file
+        self.corpora = [path for path in train if _is_corpus(path)]
+        if not validation and self.validation_split_percentage:
+            validation = self.corpora
+        self.train_file = _parquet_of_folders(train, "train")
+        self.validation_file = _parquet_of_folders(validation, "validation")
+        trained_on = {Path(path).resolve() for path in self.train_file}
+        both = [path for path in self.validation_file if Path(path).resolve() in trained_on]
+        if both:
+            raise ValueError(f"{both[0]} stands in --train_file and in --validation_file; evaluate on other sequences")
 
 
-def _parquet_of_folders(paths: str | list[str]) -> list[str]:
+def _is_corpus(path: str) -> bool:
+    """Whether a folder is divided into train and validation, as `corpus.build` writes them."""
+    return all((Path(path) / split).is_dir() for split in ("train", "validation"))
+
+
+def _parquet_of_folders(paths: list[str], split: str) -> list[str]:
+    """The files of the paths; of a folder its Parquet files, of a divided one those of the split."""
     found = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        inside = sorted(str(file) for file in Path(path).rglob("*.parquet")) if Path(path).is_dir() else [path]
+    for path in paths:
+        folder = Path(path) / split if _is_corpus(path) else Path(path)
+        inside = sorted(str(file) for file in folder.rglob("*.parquet")) if folder.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path}: a folder without Parquet files; name the files of sequences")
+            raise ValueError(f"{folder}: a folder without Parquet files; name the files of sequences")
         found += inside
     return found
 
@@ -153,6 +187,11 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: P
         StorageError: an output folder that cannot be written to.
     """
     check_processes(args)
+    if model_args.model_name_or_path and model_args.config_name:
+        raise SettingsError(
+            "--model_name_or_path goes on from a model with its own configuration, --config_name describes a new one; "
+            "give one of the two"
+        )
     check_writable(args.output_dir, "--output_dir")
     backend = model_args.attn_implementation
     try:
@@ -160,6 +199,9 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: P
         LengthSchedule(data_args.sequence_length_schedule)
     except (ValueError, ImportError) as error:
         raise SettingsError(str(error)) from None
+    for name in ("max_train_samples", "max_eval_samples"):
+        if (getattr(data_args, name) or 0) < 0:
+            raise SettingsError(f"--{name} {getattr(data_args, name)} must not be negative; 0 takes all")
     half = args.bf16 or args.fp16
     if backend in GPU_BACKENDS and args.device.type != "cuda":
         raise SettingsError(f"--attn_implementation {backend} runs on CUDA only, this run is on {args.device.type}")
@@ -171,6 +213,8 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: P
         raise SettingsError("--global_batch_tokens counts tokens without padding; add --packing")
     if data_args.packing and args.n_gpu > 1:
         raise SettingsError("--packing needs one process per GPU; start with accelerate launch or torchrun")
+    for folder in data_args.corpora:
+        logger.info("%s: only %s is trained on, not validation beside it", folder, Path(folder) / "train")
     if data_args.streaming:
         _check_streaming(data_args, args)
     if data_args.validation_file or data_args.validation_split_percentage:
@@ -205,17 +249,44 @@ def _check_streaming(data_args: DataArguments, args: PretrainingArguments):
         )
 
 
-def run_settings(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> dict:
-    """Everything that the run was asked for, saved with every checkpoint."""
-    return {"model": asdict(model_args), "data": asdict(data_args), "training": json.loads(args.to_json_string())}
+def run_settings(
+    model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments, sha256: dict[str, str]
+) -> dict:
+    """Everything that the run was asked for, saved with every checkpoint, and the SHA-256 of the data by split."""
+    asked = {"model": asdict(model_args), "data": asdict(data_args), "training": json.loads(args.to_json_string())}
+    return asked | {"sha256": sha256}
 
 
-def warn_of_changed_settings(checkpoint: str, settings: dict):
-    """Log each setting that differs from the checkpoint's and makes the continuation differ from one long run."""
+def check_changed_settings(checkpoint: str, settings: dict):
+    """
+    Log each setting that differs from the checkpoint's and makes the continuation differ from one long run.
+
+    Raises:
+        CheckpointError: the data have another content, and no setting says so.
+    """
     path = Path(checkpoint) / SETTINGS_FILE
     before = json.loads(path.read_text()) if path.is_file() else {}
-    for group, values in settings.items():
-        for name in RESULT_SETTINGS & values.keys():
+    changed = set()
+    for group in ("model", "data", "training"):
+        values = settings[group]
+        for name in sorted(RESULT_SETTINGS & values.keys()):
             old = before.get(group, {}).get(name, values[name])
-            if old != values[name]:
+            same = _places(old) == _places(values[name]) if name in PATH_SETTINGS else old == values[name]
+            if not same:
                 logger.warning("Resuming with --%s %s, but %s was saved with %s", name, values[name], checkpoint, old)
+                changed.add(name)
+    if "model_name_or_path" in changed:
+        logger.warning(
+            "The weights are those of %s; for those of another model choose another --output_dir", checkpoint
+        )
+    if before.get("sha256", settings["sha256"]) != settings["sha256"] and not changed & DATA_SETTINGS:
+        raise CheckpointError(
+            f"{checkpoint} was saved with other sequences: the content of the data has changed; give the same data to "
+            "go on, choose another --output_dir, or start over with --overwrite_output_dir"
+        )
+
+
+def _places(paths: str | list[str] | None) -> list[Path | None]:
+    """Where the values of a setting lead: files and folders however they are spelled; names of the Hub unchanged."""
+    found = [Path(path) if path else None for path in (paths if isinstance(paths, list) else [paths])]
+    return [path.resolve() if path and path.exists() else path for path in found]

@@ -103,7 +103,7 @@ def _read_text(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_delimited(path: Path, delimiter: str, column: str) -> Iterator[tuple[str, str]]:
-    csv.field_size_limit(sys.maxsize)  # a field may hold a chromosome
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may hold a chromosome
     reader = csv.reader(_lines(path), delimiter=delimiter)
     header = next(reader, [])
     if column not in header:
@@ -152,7 +152,8 @@ def heldout_bases(bases: np.ndarray, percentage: float) -> np.ndarray:
 
     Whole sequences (contigs) that fit into the percentage are held out, in an order that depends on nothing but
     their number. When less than half of it is reached so (one chromosome, or a few large ones), the rest is the end
-    of the longest sequence that is left. Training and held-out part therefore never overlap.
+    of the longest sequence that is left. No place of a file is in both parts; a sequence that several rows or files
+    hold may be, which `training.data.prepare_data` counts.
 
     Args:
         bases: (num_sequences,) usable bp of each sequence.

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from transformers import TrainerCallback
 
-from training.checkpoints import write_json
+from training.checkpoints import how_to_run_again, write_json
 
 WINDOW = 100  # steps whose mean loss a jump is measured against
 FEWEST = 20  # steps before jumps are looked for
@@ -72,6 +72,10 @@ class StepGuard(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.terminated:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # made up for by `MlmTrainer.make_up_for_evaluation`
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.terminated:  # maybe in the middle of it
             control.should_evaluate = False
 
     def _stop(self, reason: str, loss: float, mean: float):
@@ -121,6 +125,6 @@ def stopping_on_sigterm(guard: StepGuard) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
     if guard.terminated:
         raise Terminated(
-            f"stopped by SIGTERM after step {guard.trainer.state.global_step:,}; a checkpoint is saved, run the same "
-            "command again to go on"
+            f"stopped by SIGTERM after step {guard.trainer.state.global_step:,}; a checkpoint is saved, "
+            f"{how_to_run_again(guard.trainer.args)} to go on"
         )

@@ -9,8 +9,11 @@ What is notable:
 """
 
 import functools
+import hashlib
+import json
 import logging
 import math
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -80,6 +83,11 @@ class ParquetStore:
     def report(self) -> dict:
         """What is known without reading: rows, and bp per token measured on one row group."""
         return {"windows": len(self), "files": len(self.files), "base_pairs_per_token": self.base_pairs_per_token}
+
+    def sha256(self) -> str:
+        """Of what is known of the files without reading them: their sizes in bytes and the rows of their groups."""
+        known = [[os.path.getsize(path), self._row_counts(path)] for path in self.files]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     @functools.cache  # noqa: B019  one small list per file, as long as the store lives
     def _row_counts(self, path: str) -> list[int]:

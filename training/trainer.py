@@ -5,7 +5,8 @@ import math
 import time
 
 import torch
-from transformers import PreTrainedTokenizerBase, ProgressCallback
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainerControl
+from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from training.arguments import PretrainingArguments
@@ -173,9 +174,34 @@ class MlmTrainer(ExactTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
 
+    def make_up_for_evaluation(self, checkpoint: str):
+        """
+        Evaluate where the checkpoint that was loaded stands when SIGTERM left the evaluation out that was due there.
+
+        The log and the best weights so far are then those of a run that was not interrupted.
+        """
+        state, flow = self.state, DefaultFlowCallback()
+        due = flow.on_step_end(self.args, state, TrainerControl()).should_evaluate
+        if state.global_step % self.plan.steps_per_epoch == 0:
+            due = due or flow.on_epoch_end(self.args, state, TrainerControl()).should_evaluate
+        done = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
+        if due and not done and self._determine_best_metric(self._evaluate(None, None), None):
+            state.best_model_checkpoint = checkpoint
+
     def _save_checkpoint(self, model, trial):
         self.count_tokens()
         super()._save_checkpoint(model, trial)
+
+
+class MissedEvaluation(TrainerCallback):
+    """Before the first step after a checkpoint, what `make_up_for_evaluation` does."""
+
+    def __init__(self, trainer: MlmTrainer, checkpoint: str):
+        self.trainer = trainer
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.make_up_for_evaluation(self.checkpoint)
 
 
 def _only(batches: list):

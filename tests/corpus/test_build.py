@@ -20,6 +20,7 @@ from corpus.fasta import FastaError, read_fasta
 from corpus.recipe import read_genomes, read_recipe
 from corpus.sequences import reverse_complement
 from corpus.synthetic import write_synthetic_genomes
+from corpus.variants import VariantError
 from tests.corpus.vcf import vcf_text, write_indexed
 from training.storage import StorageError
 
@@ -156,6 +157,7 @@ def test_a_folder_with_another_recipe_or_other_files_is_refused(tmp_path, genome
         build(*prepare(tmp_path, genomes, "recipe: dnabert2\nwindow: 500"), tmp_path / "out")
     with pytest.raises(CorpusError, match="is not empty"):
         build(*prepare(tmp_path, genomes), tmp_path)
+    assert not (tmp_path / ".build").exists()
 
 
 def test_a_genome_that_changed_in_between_is_refused(tmp_path, genomes):
@@ -165,6 +167,55 @@ def test_a_genome_that_changed_in_between_is_refused(tmp_path, genomes):
         file.write("ACGT\n")
     with pytest.raises(CorpusError, match="copy.fa: has changed since it was added"):
         build(*prepare(tmp_path, copy), tmp_path / "out")
+
+
+def written_again(path: Path, content: bytes):
+    """Write a file so that it is newer than everything before."""
+    path.write_bytes(content)
+    os.utime(path, (later := path.stat().st_mtime + 10, later))
+
+
+def test_a_change_that_keeps_the_size_is_refused_and_a_file_that_was_only_copied_again_is_not(tmp_path, genomes):
+    copy = shutil.copytree(genomes, tmp_path / "genomes")
+    plan = prepare(tmp_path, copy)
+    manifest = build(*plan, tmp_path / "out")
+    content = (copy / "copy.fa").read_bytes()
+    written_again(copy / "copy.fa", content)
+    assert build(*plan, tmp_path / "out") == manifest
+    written_again(copy / "copy.fa", content.replace(b"ACG", b"ACC"))
+    with pytest.raises(CorpusError, match="copy.fa: has changed since it was added"):
+        build(*plan, tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [b"its", b"its name and size"])
+def test_a_file_of_variants_that_changed_is_named(tmp_path, change):
+    (tmp_path / "long.fa").write_text(">a\n" + "ACGT" * 4000 + "\n")
+    (tmp_path / "short.fa").write_text(">a\nACGT\n")
+    for name in "12":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.vcf").write_text(f"too short for segments: never read {name}")
+    table = "species,category,path,vcf\nx,plant,short.fa,{contig}/a.vcf\ny,plant,long.fa,\n"
+    plan = prepare(tmp_path, tmp_path, "recipe: dnagrinder", table)
+    manifest = build(*plan, tmp_path / "out")
+    assert sorted(manifest["genomes"][0]["vcf_sha256"]) == ["1/a.vcf", "2/a.vcf"]
+    written_again(tmp_path / "1" / "a.vcf", (tmp_path / "1" / "a.vcf").read_bytes())
+    assert build(*plan, tmp_path / "out") == manifest
+    written_again(tmp_path / "2" / "a.vcf", (tmp_path / "2" / "a.vcf").read_bytes().replace(b"too", change))
+    with pytest.raises(CorpusError, match="2/a.vcf: has changed since it was added"):
+        build(*plan, tmp_path / "out")
+    (tmp_path / "2" / "a.vcf").unlink()
+    with pytest.raises(CorpusError, match="2/a.vcf: has changed since it was added"):
+        build(*plan, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"PAR1")])
+def test_a_genome_whose_shard_is_gone_is_made_again(tmp_path, genomes, damage):
+    plan = prepare(tmp_path, genomes)
+    build(*plan, tmp_path / "out")
+    before = content_of(tmp_path / "out")
+    damage(next((tmp_path / "out" / "train").glob("00001-*")))
+    build(*plan, tmp_path / "out")
+    assert content_of(tmp_path / "out") == before
 
 
 def test_held_out_species_are_in_validation_only_and_their_shared_32_mers_are_reported(tmp_path, genomes):
@@ -258,7 +309,27 @@ def test_both_haplotypes_of_a_random_individual_travel_with_their_sequences(tmp_
     applied = sum(5 for row in chr1 if (row["sample"], row["haplotype"]) != ("HG1", 1))
     assert report["variants"]["applied SNV"] == applied
     assert report["contigs_without_variants"] == 1
+    assert report["notes"] == ["1 of 2 contigs have no variants: chr2"]
     assert {(row["sample"], row["haplotype"]) for row in rows if row["contig"] == "chr2"} == {(None, None)}
+
+
+def test_variants_of_another_assembly_in_one_place_are_refused_by_file_contig_and_sample(tmp_path):
+    letters = "ACGT" * 1000
+    (tmp_path / "a.fa").write_text(f">chr1\n{letters}\n")
+    wrong = range(2001, 2012)
+    records = [
+        ("1", pos, letters[pos if pos in wrong else pos - 1], "N", ".", "1|1" if pos in wrong else "0|0")
+        for pos in sorted({*range(1, 4000, 8), *wrong})
+    ]
+    (tmp_path / "a.vcf").write_text(vcf_text(records))
+    plan = prepare(
+        tmp_path,
+        tmp_path,
+        "recipe: dnagrinder\nsegment: 600\noverlap: 50\ncut: 500",
+        "species,category,path,vcf\na,plant,a.fa,a.vcf\n",
+    )
+    with pytest.raises(VariantError, match=r"a\.vcf: contig '1', sample 'HG1', [\d,]+ to [\d,]+: 1[01] of 1[01] REF"):
+        build(*plan, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -280,6 +351,20 @@ def test_a_bad_genome_stops_the_work_with_its_name_and_is_taken_up_when_mended(t
     (tmp_path / "bad.fa").write_text(">a\n" + "ACGTTGCA" * 200 + "\n")
     build(*plan, tmp_path / "out")
     assert len(rows_of(tmp_path / "out")) == 2
+
+
+def test_no_shard_stays_of_a_genome_that_was_refused_late_and_mended_shorter(tmp_path):
+    sequence = "ACGTTGCA" * 200
+    (tmp_path / "a.fa").write_text("".join(f">{name}\n{sequence}\n" for name in "abc") + ">d\nACGT!\n")
+    text = "recipe: dnabert2\nshard_bases: 1000\nvalidation_contigs: a"
+    plan = prepare(tmp_path, tmp_path, text, "species,category,path\na,plant,a.fa\n")
+    with pytest.raises(FastaError):
+        build(*plan, tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 2
+    (tmp_path / "a.fa").write_text("".join(f">{name}\n{sequence}\n" for name in "ab"))
+    manifest = build(*plan, tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == manifest["splits"]["train"]["sequences"] == 1
+    assert len(rows_of(tmp_path / "out", "validation")) == 1
 
 
 FULL = """
@@ -314,6 +399,7 @@ def test_a_second_build_in_the_same_folder_is_refused_and_a_killed_one_does_not_
         assert first.stdout.readline() == b"held\n"
         with pytest.raises(CorpusError, match="another corpus.build works in it"):
             build(*plan, tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").rglob("*")] == [".build", "lock"]
     finally:
         first.kill()
         first.wait()

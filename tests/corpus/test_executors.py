@@ -82,6 +82,16 @@ def test_slurm_submits_an_array_and_the_second_call_writes_the_manifest(tmp_path
     assert shards_of(tmp_path / "slurm") == shards_of(tmp_path / "local")
 
 
+def test_slurm_tells_of_a_genome_that_an_earlier_round_refused(tmp_path, command):
+    (tmp_path / "b.fa").write_text(">chr1\nACGT!\n")
+    options = ("--executor", "slurm", "--slurm-partition", "cpu")
+    assert "not finished" not in command("slurm", *options).stderr
+    again = command("slurm", *options)
+    assert "Submitted" in again.stdout
+    (line,) = [line for line in again.stderr.splitlines() if "not finished" in line]
+    assert "b.fa: not finished: " in line and "letter '!' is no nucleotide" in line
+
+
 def test_slurm_without_a_partition_is_refused(command):
     refused = command("out", "--executor", "slurm")
     assert refused.returncode == 2 and "--slurm-partition" in refused.stderr

@@ -1,7 +1,9 @@
 """corpus.fasta: reads what is FASTA, and says what is wrong with what is not."""
 
+import errno
 import gzip
 import io
+import os
 import random
 
 import pytest
@@ -90,6 +92,25 @@ def test_result_does_not_depend_on_block_borders(tmp_path_factory, records, bloc
 
 def test_missing_file(tmp_path):
     assert "no such file" in error_of(tmp_path / "absent.fa")
+
+
+def failing(number: int):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_file_that_may_not_be_opened(write, monkeypatch):
+    path = write(TWO_RECORDS)
+    monkeypatch.setattr(fasta, "open", failing(errno.EACCES), raising=False)
+    assert "cannot be read (Permission denied)" in error_of(path)
+
+
+def test_a_disk_that_fails_while_a_file_is_read(write, monkeypatch):
+    path = write(gzip.compress(TWO_RECORDS, mtime=0))
+    monkeypatch.setattr(gzip.GzipFile, "read", failing(errno.EIO))
+    assert "cannot be read (Input/output error)" in error_of(path)
 
 
 def test_folder_instead_of_file(tmp_path):

@@ -1,6 +1,7 @@
 """corpus.variants: what the haplotypes of a sample carry, and what is wrong with a file that cannot say."""
 
 import gzip
+import os
 import shutil
 from collections import Counter
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus import vcf_files
 from corpus.fasta import read_fasta
 from corpus.variants import PhasedVariants, Variant, VariantError
 from tests.corpus.vcf import vcf_text, write_indexed
@@ -109,6 +111,18 @@ def test_a_file_without_index_gets_no_new_neighbours(write, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("form", [as_indexed, as_indexed_bcf])
+def test_an_index_older_than_its_file_is_not_used(tmp_path, form):
+    header = ["##contig=<ID=chr1>", FORMAT]
+    path, other = tmp_path / "small.vcf.gz", tmp_path / "other.vcf.gz"
+    form(path, vcf_text([("chr1", 3, "A", "C", ".", "0|1")], header=header))
+    index = next(file for file in tmp_path.iterdir() if file.suffix in (".tbi", ".csi"))
+    form(other, vcf_text([("chr1", 3, "A", "C", ".", "0|1"), ("chr1", 40_000, "A", "C", ".", "0|1")], header=header))
+    os.replace(other, path)
+    os.utime(path, (later := index.stat().st_mtime + 1, later))
+    assert read(path, start=39_000, end=50_000)[1].records == 1
+
+
 def test_a_region_holds_the_records_that_overlap_it(write):
     path = write([("chr1", 3, "A", "<DEL>", "END=20", "1|1", "0|0"), ("chr1", 15, "A", "C", ".", "1|1", "0|0")])
     assert [v.position for v in read(path, start=10, end=14)[0].variants] == [2]
@@ -153,6 +167,25 @@ def test_a_second_haplotype_of_haploid_genotypes_is_absent(write):
     path = write([("chrX", 3, "A", "C", ".", "1", "0|1"), ("chrX", 9, "A", "C", ".", "0", "1|1")])
     assert [alleles.absent for alleles in read(path, "HG1", "chrX")] == [False, True]
     assert [alleles.absent for alleles in read(path, "HG2", "chrX")] == [False, False]
+
+
+def test_a_missing_genotype_makes_no_second_haplotype(write):
+    records = [("chrX", 3, "A", "C", ".", "1", "."), ("chrX", 9, "A", "C", ".", ".", "0|1")]
+    path = write([*records, ("chrX", 15, "A", "C", ".", "0", ".")])
+    assert [alleles.absent for alleles in read(path, "HG1", "chrX")] == [False, True]
+    assert [alleles.absent for alleles in read(path, "HG2", "chrX")] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("start", "absent"), [(20, True), (10_500, True), (50_000, True), (295_000, False), (150_000, False)]
+)
+def test_a_region_that_tells_nothing_is_as_haploid_as_what_lies_around(write, start, absent):
+    records = [("chrY", 5, "A", "C", ".", "1", "."), ("chrY", 10_510, "A", "C", ".", ".", ".")]
+    path = write([*records, ("chrY", 300_010, "A", "C", ".", "0|1", ".")])
+    first, second = read(path, "HG1", "chrY", start, start + 20)
+    assert (first.absent, second.absent) == (False, absent)
+    assert not read(path, "HG2", "chrY", start, start + 20)[1].absent
+    assert second.records == (start == 10_500)
 
 
 def test_a_genotype_is_found_among_other_fields(write):
@@ -252,6 +285,14 @@ class TestBadInput:
     def test_folder(self, tmp_path):
         assert "is a folder" in error_of(tmp_path)
 
+    def test_a_file_that_may_not_be_opened(self, write, monkeypatch):
+        def fail(*_):
+            raise PermissionError(13, "Permission denied")
+
+        path = write(RECORDS)
+        monkeypatch.setattr(vcf_files, "open", fail, raising=False)
+        assert "cannot be read (Permission denied)" in error_of(path)
+
     def test_empty_file(self, write):
         assert "empty file" in error_of(write(""))
 
@@ -319,7 +360,9 @@ class TestBadInput:
         for i in range(len(content) // 2, len(content) // 2 + 40):
             content[i] ^= 0x5A
         path.write_bytes(content)
-        assert "corrupt or truncated" in error_of(path, end=30_000)
+        (tmp_path / "damaged.vcf.gz.tbi").touch()
+        message = error_of(path, end=30_000)
+        assert "corrupt or truncated" in message and "or its index is not its own: make it again" in message
 
     def test_the_index_of_another_file(self, write, tmp_path):
         path = write(RECORDS, "one.vcf.gz")
@@ -359,6 +402,20 @@ class TestCheckReference:
     def test_few_wrong_records_pass(self, write):
         with PhasedVariants(write(self.RECORDS, samples=("HG1",))) as variants:
             variants.check_reference("chr1", b"T" + self.RIGHT[1:])
+
+    def test_nine_wrong_records_pass_and_ten_do_not_however_few_there_are(self, write):
+        for count in (9, 10):
+            with PhasedVariants(write(self.RECORDS[:count], f"{count}.vcf", samples=("HG1",))) as variants:
+                if count == 9:
+                    variants.check_reference("chr1", self.RIGHT[1:])
+                else:
+                    with pytest.raises(VariantError, match="10 of 10 REF alleles"):
+                        variants.check_reference("chr1", self.RIGHT[1:])
+
+    def test_records_of_telomeres_are_not_wrong(self, write):
+        ends = [("chr1", 0, "N", "N]chr1:5]", ".", "0|1")] * 10
+        with PhasedVariants(write([*ends, *self.RECORDS[:5]], samples=("HG1",))) as variants:
+            variants.check_reference("chr1", self.RIGHT)
 
 
 @pytest.mark.shared

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from modeling import StrandBertConfig, StrandBertForSequenceClassification, StrandBertModel
 
@@ -25,6 +26,16 @@ def save_model(folder, model_class, seed=0, **changes):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "tokenization" / "vocabulary" / name, folder / name)
     return folder
+
+
+def with_infinite_bias(folder, copy):
+    """A copy of a model's folder whose outputs are not finite."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith("embeddings.LayerNorm.bias")]
+    weights[name][0] = float("inf")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
 
 
 def random_sequences(seed, lengths, letters="ACGT"):

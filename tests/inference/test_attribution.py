@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from inference.attribution import attention_profile, integrated_gradients, main
+from inference.attribution import _sequences, attention_profile, integrated_gradients, main
 from inference.loading import SequenceEncoder, load_classifier
 from inference.reading import reverse_complement
 from modeling.nucleotides import token_lengths, token_spans
@@ -98,6 +98,17 @@ def test_unknown_layer_or_query_is_refused(model, encoder, layer, query):
         attention_profile(model, encoder, SEQUENCE, layer, query)
 
 
+@pytest.mark.parametrize("size", [1, 4, 5, 30])
+def test_records_are_found_again_in_tables_of_any_size(size):
+    expected = [("a", b"ACGTA"), ("a", b"C"), ("b", b"GGTTACA")]  # two neighbours have one name
+    rows = [(name, number, chr(letter)) for number, (name, letters) in enumerate(expected) for letter in letters]
+    columns = dict(zip(("name", "record", "base"), map(list, zip(*rows, strict=True)), strict=True))
+    table = pyarrow.table({**columns, "attribution": [float(place) for place in range(len(rows))]})
+    found = list(_sequences(table.slice(low, size) for low in range(0, len(rows), size)))
+    assert [(name, letters) for name, letters, _ in found] == expected
+    assert np.concatenate([values for *_, values in found]).tolist() == list(range(len(rows)))
+
+
 def test_planted_motif_is_the_top_motif(tmp_path):
     train_classifier(tmp_path / "model", ROOT / "tokenization" / "vocabulary", steps=400)
     source = random.Random(7)
@@ -148,6 +159,15 @@ def test_figures_and_motifs_of_others_are_kept(classifier_folder, tmp_path):
         main([str(tmp_path / "x.fa"), "--model", str(classifier_folder), "--output", str(tmp_path / "a.parquet"),
               "--motifs", str(tmp_path / "m.meme"), "--cpu"])  # fmt: skip
     assert (tmp_path / "m.png").read_text() == "mine"
+
+
+def test_an_older_picture_does_not_stay_where_no_motif_is_found(classifier_folder, tmp_path):
+    (tmp_path / "x.fa").write_text(">a\nACGT\n")
+    for name in ("m.png", "m.meme"):
+        (tmp_path / name).write_text("of an earlier run")
+    main([str(tmp_path / "x.fa"), "--model", str(classifier_folder), "--output", str(tmp_path / "a.parquet"),
+          "--motifs", str(tmp_path / "m.meme"), "--cpu", "--overwrite"])  # fmt: skip
+    assert "MOTIF" not in (tmp_path / "m.meme").read_text() and not (tmp_path / "m.png").exists()
 
 
 def test_model_without_classifier_is_refused(model_folder, tmp_path):

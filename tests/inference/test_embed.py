@@ -15,7 +15,7 @@ from inference import embed, jobs
 from modeling import StrandBertModel
 
 from ..conftest import ROOT
-from .conftest import random_sequences, save_model
+from .conftest import random_sequences, save_model, with_infinite_bias
 
 SEQUENCES = [*random_sequences(5, [9, 300, 41, 1200, 77, 500]), "N" * 20, "acgtnRYU" * 9, "A"]
 
@@ -53,6 +53,14 @@ def test_parquet_holds_the_vector_of_every_sequence_in_order(fasta, model_folder
     assert np.abs(vectors(table) - model.embed(SEQUENCES, **options).numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize("resolution", ["sequence", "token", "nucleotide"])
+def test_vectors_that_are_not_finite_are_not_written(fasta, model_folder, tmp_path, resolution):
+    folder = with_infinite_bias(model_folder, tmp_path / "model")
+    with pytest.raises(SystemExit, match="line 1, record 's0'.*: the outputs are not finite"):
+        command(fasta, folder, "out.parquet", "--resolution", resolution)
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_npy_and_safetensors_hold_the_same_matrix(fasta, model_folder, model):
     expected = vectors(pyarrow.parquet.read_table(command(fasta, model_folder, "out.parquet")))
     assert np.array_equal(np.load(command(fasta, model_folder, "out.npy"), allow_pickle=False), expected)
@@ -75,6 +83,7 @@ def test_nucleotide_rows_of_a_matrix_are_found_by_the_index(fasta, model_folder,
 
 def test_token_rows_say_which_bases_they_cover(fasta, model_folder, model):
     table = pyarrow.parquet.read_table(command(fasta, model_folder, "out.parquet", "--resolution", "token"))
+    assert pyarrow.parquet.read_metadata(fasta.with_name("out.parquet")).num_row_groups == 1
     expected = model.embed(SEQUENCES, resolution="token")
     assert np.abs(vectors(table) - torch.cat(expected).numpy()).max() < 1e-5
     for number, sequence in enumerate(SEQUENCES):

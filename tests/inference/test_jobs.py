@@ -3,14 +3,17 @@
 import os
 import signal
 import threading
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from inference import jobs
 from inference.jobs import JobError, blocks, run, survey
 from inference.reading import SequenceInputError, SequenceRecord
+from inference.variant_windows import SCORED, Allele
 
 RECORDS = [SequenceRecord(f"r{i}", b"ACGTN" * (i % 4 + 1), f"line {i}") for i in range(23)]
 
@@ -125,6 +128,37 @@ def test_another_job_does_not_go_on_with_what_is_there(tmp_path, change, message
         start(tmp_path / "x.parquet", **change)
 
 
+def test_every_field_of_a_record_counts_but_its_place(tmp_path):
+    allele = Allele("a", b"ACGT", "line 3", b"ACT", "1", 2, "rs1", "CG", "C", SCORED)
+    digest = survey(iter([allele])).digest
+    assert survey(iter([replace(allele, where="line 4")])).digest == digest
+    changes = {"name": "b", "sequence": b"ACG", "pair": None, "contig": "2", "position": 3, "id": "rs2", "ref": "G",
+               "alt": "T", "status": "breakend"}  # fmt: skip
+    assert {field.name for field in fields(allele)} == {"where", *changes}
+    for name, value in changes.items():
+        assert survey(iter([replace(allele, **{name: value})])).digest != digest
+
+
+@pytest.mark.parametrize(
+    "second, message",
+    [
+        (
+            [*RECORDS[:9], SequenceRecord("r9", b"A" * 10, "line 9"), *RECORDS[10:]],
+            "^at or after line 8, record 'r8', ",
+        ),
+        (RECORDS[:12], "^the input has changed"),
+        (RECORDS[:10], "^at or after line 8"),
+    ],
+)
+def test_an_input_that_changes_while_the_command_runs_is_refused(tmp_path, second, message):
+    readings = [RECORDS, second]
+    computed = Lengths()
+    with pytest.raises(JobError, match=message + ".*since it was checked"):
+        run(tmp_path / "x.csv", {}, lambda: iter(readings.pop(0)), computed, Process())
+    assert computed.blocks == list(range(0, len(second) if "^at" not in message else 8, 4))
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_before_anything_was_finished_settings_may_change(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "x.parquet", Lengths(0))
@@ -186,6 +220,56 @@ class Vectors(Lengths):
         for table in super().__call__(first, records):
             values = pyarrow.array(np.full(2 * len(table), self.value, np.float32))
             yield table.append_column("embedding", pyarrow.FixedSizeListArray.from_arrays(values, 2))
+
+
+@pytest.mark.parametrize("column", ["score", "embedding"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite_end_the_job(tmp_path, column, value):
+    def compute(first, records):
+        numbers = range(first, first + len(records))
+        values = {"score": [None] * len(records), "embedding": np.zeros((len(records), 2))}
+        if first == 4:
+            values[column][1:3] = [value] * 2 if column == "score" else [[0, value]] * 2
+        vectors = pyarrow.FixedSizeListArray.from_arrays(values["embedding"].ravel(), 2)
+        score = pyarrow.array(values["score"], pyarrow.float32(), from_pandas=False)
+        yield pyarrow.table({"name": ["r"] * len(records), "record": numbers, "score": score, "embedding": vectors})
+
+    with pytest.raises(JobError, match=r"line 5, record 'r5' \(and 1 more\): the outputs are not finite"):
+        start(tmp_path / "x.parquet", compute)
+    assert [path.name for path in (tmp_path / "x.parquet.parts").glob("*.parquet")] == ["part-00000000.parquet"]
+    start(tmp_path / "y.parquet", compute, records=RECORDS[:4])  # empty values are no numbers
+    assert (tmp_path / "y.parquet").exists()
+
+
+class Positions(Lengths):
+    """A table for each record, with a row for each bp."""
+
+    def __call__(self, first, records):
+        for number, record in enumerate(records, first):
+            length = len(record.sequence)
+            yield pyarrow.table({
+                "name": [record.name] * length, "record": [number] * length, "position": range(length),
+            })  # fmt: skip
+
+
+@pytest.mark.parametrize("rows, groups", [(1 << 16, [280]), (100, [100, 100, 80]), (12, None)])
+def test_tables_of_many_records_share_a_row_group(tmp_path, monkeypatch, rows, groups):
+    monkeypatch.setattr(jobs, "GROUP_ROWS", rows)
+    start(tmp_path / "x.parquet", Positions())
+    with pyarrow.parquet.ParquetFile(tmp_path / "x.parquet") as file:
+        found = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        table = file.read()
+    lengths = [len(record.sequence) for record in RECORDS]
+    assert table["record"].to_pylist() == [number for number, n in enumerate(lengths) for _ in range(n)]
+    assert table["position"].to_pylist() == [place for n in lengths for place in range(n)]
+    assert found == groups if groups else (max(found) == 20 and sum(found) == 280)
+
+
+def test_a_row_group_is_bounded_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "GROUP_BYTES", 600)
+    start(tmp_path / "x.parquet", Positions())
+    with pyarrow.parquet.ParquetFile(tmp_path / "x.parquet") as file:
+        assert 10 < file.num_row_groups < 20
 
 
 def test_an_index_never_stands_beside_an_older_matrix(tmp_path, monkeypatch):

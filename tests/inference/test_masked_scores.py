@@ -71,6 +71,11 @@ def test_probabilities_are_complete_and_the_read_base_is_always_possible(model, 
         assert (values[np.arange(60), ["ACGT".index(chr(base)) for base in SEQUENCE]] > 0).all()
 
 
+def test_the_vocabulary_does_not_hold_all_four_replacements(model, encoder):
+    rest, context = BaseProbabilities(model, encoder)(SEQUENCE)
+    assert (rest == 0).any() and (context > 0).sum() > (rest > 0).sum()
+
+
 def test_other_strand_mirrors_probabilities_of_both_strands(model, encoder):
     compute = BaseProbabilities(model, encoder, both_strands=True)
     for forward, backward in zip(compute(SEQUENCE), compute(reverse_complement(SEQUENCE)), strict=True):

@@ -10,7 +10,7 @@ from inference.mutagenesis import main, mutagenesis, parse_region
 from inference.score_variants import VariantScorer
 from modeling import StrandBertForMaskedLM
 
-from .conftest import save_model
+from .conftest import save_model, with_infinite_bias
 
 CONTIG = "".join(random.Random(1).choices("ACGT", k=90)).encode()
 CONTIG = CONTIG[:43] + b"N" + CONTIG[44:]
@@ -92,6 +92,14 @@ def test_wrong_regions_are_said_in_one_line(folder, tmp_path, region, words):
     with pytest.raises(SystemExit, match=words):
         main([region, "--genome", str(tmp_path / "g.fa"), "--model", str(folder), "--output",
               str(tmp_path / "region.png"), "--cpu"])  # fmt: skip
+
+
+def test_scores_that_are_not_finite_are_not_written(folder, tmp_path):
+    (tmp_path / "g.fa").write_bytes(b">1\n" + CONTIG + b"\n")
+    with pytest.raises(SystemExit, match=r"1:43 \(and 1 more\): the outputs are not finite"):
+        main(["1:43-45", "--genome", str(tmp_path / "g.fa"), "--output", str(tmp_path / "region.png"), "--cpu",
+              "--model", str(with_infinite_bias(folder, tmp_path / "model"))])  # fmt: skip
+    assert not list(tmp_path.glob("region.*"))
 
 
 def test_regions_are_read_as_samtools_does():

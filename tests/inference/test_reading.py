@@ -1,5 +1,6 @@
 """Readers: every format gives the same records, and every bad input is named."""
 
+import csv
 import gzip
 
 import pyarrow
@@ -9,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus.fasta import FastaError
+from gue.check import check_split
+from gue.tasks import find_task
 from inference.reading import Genome, SequenceInputError, read_records, reverse_complement
+from training.classification_data import Columns, read_labelled
+from training.sources import read_sequences
 
 SEQUENCES = {"a": b"ACGTNNA", "b": b"TTTT"}
 
@@ -63,6 +68,13 @@ def test_bed_intervals_are_half_open_from_zero_and_follow_the_strand(tmp_path):
         ("peak", b"CGG"),
         ("chr2:3-4", b"T"),
     ]
+
+
+@pytest.mark.parametrize("line", ["track", "track name=x", "browser position chr1:1-4", "track\tname=x\t1"])
+def test_lines_for_genome_browsers_are_no_intervals(tmp_path, line):
+    genome = written(tmp_path, "g.fa", ">track\nAACC\n>browser_1\nGGTT\n")
+    bed = written(tmp_path, "x.bed", f"{line}\ntrack\t0\t2\nbrowser_1\t1\t3\n")
+    assert [r.sequence for r in read_records(bed, genome)] == [b"AA", b"GT"]
 
 
 def test_genome_keeps_only_the_contigs_asked_for(tmp_path):
@@ -169,6 +181,24 @@ def test_white_space_around_a_sequence_does_not_matter(tmp_path):
 def test_two_contigs_of_one_name_are_refused(tmp_path):
     with pytest.raises(SequenceInputError, match="line 3: a second contig has the name 'a'"):
         Genome(written(tmp_path, "g.fa", ">a\nACGT\n>a\nGGGG\n"))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: list(read_records(path)),
+        lambda path: list(read_sequences(path)),
+        lambda path: read_labelled({"train": [path]}, Columns("sequence", None, ("label",))),
+        lambda path: check_split(find_task("tf/0"), "train", path),
+    ],
+)
+def test_tables_are_read_where_a_long_of_c_has_32_bits(tmp_path, monkeypatch, read):
+    def field_size_limit(limit):
+        if limit >= 2**31:
+            raise OverflowError("Python int too large to convert to C long")
+
+    monkeypatch.setattr(csv, "field_size_limit", field_size_limit)
+    read(written(tmp_path, "x.csv", "sequence,label\nACGT,0\nTTTT,1\n"))
 
 
 @pytest.mark.parametrize("path", ["none.csv", "none.fa"])

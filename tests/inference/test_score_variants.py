@@ -16,7 +16,7 @@ from inference.score_variants import VariantScorer, main
 from modeling import StrandBertForMaskedLM
 
 from ..conftest import ROOT
-from .conftest import save_model
+from .conftest import save_model, with_infinite_bias
 from .planted import MOTIF, train_masked_lm, with_motif
 
 
@@ -267,6 +267,12 @@ def test_existing_output_and_the_input_itself_are_not_overwritten(files, folder,
     with pytest.raises(SystemExit, match="already exists"):
         run(files, folder, tmp_path / "there.vcf")
     assert (tmp_path / "there.vcf").read_text() == "mine"
+
+
+def test_scores_that_are_not_finite_are_not_written(files, folder, tmp_path):
+    with pytest.raises(SystemExit, match="record 'chr1:40:.*: the outputs are not finite"):
+        run(files, with_infinite_bias(folder, tmp_path / "model"), tmp_path / "scored.vcf")
+    assert not (tmp_path / "scored.vcf").exists() and not (tmp_path / "scored.parquet").exists()
 
 
 def test_model_without_language_model_head_is_refused(files, classifier_folder, tmp_path):

@@ -174,6 +174,11 @@ def test_gzip_bgzip_and_bcf_are_read_like_text(tmp_path, genome):
         (HEADER.encode() + b"1\t2\t.\t\tC\t.\t.\t.\n", "line 3: REF or ALT is empty"),
         (HEADER.encode() + b"9\t2\t.\tA\tC\t.\t.\t.\n", "none of its contigs (9"),
         (HEADER.encode() + b"1\t1\t.\tA\tC\t.\t.\t.\n1\t2\t.\tT\tC\t.\t.\t.\n", "another assembly"),
+        (
+            HEADER.encode() + b"1\t1\t.\tG\tC\t.\t.\t.\n1\t900\t.\tT\tC\t.\t.\t.\n1\t2\t.\tT\tC\t.\t.\t.\n",
+            "2 of 3 alleles have a REF that differs from",
+        ),
+        (HEADER.encode() + b"1\t900\t.\tT\tC\t.\t.\t.\n", "line 3, 1:900: REF T, genome ends at 37 bp. The variants"),
     ],
 )
 def test_bad_files_are_named_with_line_and_reason(tmp_path, genome, content, words):

@@ -229,6 +229,15 @@ def test_long_work_goes_in_steps_that_can_be_stopped(small, head):
         assert "about" in found
 
 
+def test_mutagenesis_computes_only_what_is_shown(small, monkeypatch):
+    record = SequenceRecord("a", SEQUENCES[2].encode(), "line 1")
+    expected = mutagenesis(VariantScorer(small.model, small.encoder), record.sequence, 10, 12, FLANK)
+    for name in ("_single", "_distances"):
+        monkeypatch.setattr(VariantScorer, name, lambda *_: pytest.fail("computed in vain"))
+    *_, found = answers.mutate(small, record, 10, 12)
+    assert close(found["llr"], expected)
+
+
 def test_a_sequence_beyond_the_positions_of_a_model_is_said(head):
     def too_long(first, records):
         raise TooLongError("line 1, record 'a': 700 tokens, more than the 512 that fit; add --truncate to cut")
@@ -243,7 +252,7 @@ def test_a_sequence_beyond_the_positions_of_a_model_is_said(head):
     [
         ("/tokens", [""], "no sequence yet"),
         ("/tokens", ["HELLO"], "not a nucleotide"),
-        ("/tokens", ["A" * 2_000_000], "2,000,000 bp; this page takes at most 20,000"),
+        ("/tokens", ["A" * 2_000_000], "more than 20,000 bp, the most that this page takes"),
         ("/tokens", ["ACGT", "/etc"], "not on the list of models: small"),
         ("/classify", ["ACGT", "../head"], "not on the list"),
         ("/fill_mask", ["ACGT", 5], "Position 5 does not exist"),
@@ -253,6 +262,7 @@ def test_a_sequence_beyond_the_positions_of_a_model_is_said(head):
         ("/mutagenesis", ["ACGT", 0, 2], "between 1 and 4"),
         ("/variant", ["ACGTACGT", "2 A>G"], "the sequence has C there"),
         ("/variant", ["ACGTACGT", "1 A>N"], "letters other than ACGT"),
+        ("/variant", ["C" + "A" * 130 + "G", "1 CA>C"], "all places where it could be written span more than 100 bp"),
         ("/benchmark", ["../../pyproject.toml"], "no result file"),
     ],
 )  # fmt: skip

@@ -46,6 +46,33 @@ def test_a_model_that_is_mistyped_is_said(main, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("wanted, local", [("", True), ("True", False)])
+def test_a_public_address_only_when_asked_for(main, models, monkeypatch, wanted, local):
+    from gradio import networking
+
+    from space import app
+
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # where gradio would share by itself
+    monkeypatch.setenv("GRADIO_SHARE", wanted)
+    monkeypatch.setattr(networking, "setup_tunnel", lambda **options: "https://example.org")
+    launch, build, seen = app.launch, app.build, []
+
+    def briefly(demo, *arguments, **options):
+        launch(demo, *arguments, prevent_thread_lock=True, quiet=True, **options)
+        seen.append((demo.share, demo.local))
+        demo.close()
+
+    def noting(models):
+        demo = build(models)
+        demo.local = models.local
+        return demo
+
+    monkeypatch.setattr(app, "launch", briefly)
+    monkeypatch.setattr(app, "build", noting)
+    main(["--model", models.sources["language"]["small"], "--host", "127.0.0.1", "--device", "cpu"])
+    assert seen == [(not local, local)]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there at once")
 def test_what_users_left_is_deleted_at_sigterm(models, tmp_path):

@@ -78,7 +78,7 @@ def test_labels_are_those_of_the_table():
         ("<script>alert(1)</script>", "not a nucleotide"),
         (">empty\n>next\nACGT", "empty"),
         ("NNNNNN", "no base of it"),
-        ("A" * 100, "100 bp; this page takes at most 99 bp"),
+        ("A" * 100, "more than 99 bp, the most that this page takes"),
         ("name,sequence\na,ACGT,extra\n", "3 fields"),
         ("ACGÅ", "not a nucleotide"),
     ],
@@ -113,9 +113,12 @@ def test_no_message_holds_a_path_of_the_server():
         assert "/" not in str(error.value).replace("and/or", "")
 
 
-def test_too_many_sequences_are_counted():
-    with pytest.raises(InputError, match="10 sequences; this page takes at most 9"):
-        read_sequences("ACGT\n" * 10, 9, 99)
+@pytest.mark.parametrize(
+    "line, said", [("ACGT\n", "more than 9 sequences; this page takes at most 9"), ("A" * 60 + "\n", "more than 99 bp")]
+)
+def test_reading_ends_where_the_limits_are_exceeded(line, said):
+    with pytest.raises(InputError, match=said):
+        read_sequences(line * 10 + "what follows is not read\n", 9, 99)
 
 
 def test_an_upload_is_read_and_deleted(tmp_path):

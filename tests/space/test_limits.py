@@ -56,6 +56,15 @@ def test_old_files_and_empty_folders_are_swept_and_no_others(tmp_path):
     assert not (tmp_path / "b").exists() and tmp_path.exists()
 
 
+def test_of_too_many_bytes_the_oldest_go_first(tmp_path):
+    for name, age in (("b", 300), ("a/c", 200), ("d", 100), ("now", 0)):
+        write(tmp_path / name, age)
+    size = (tmp_path / "b").stat().st_size
+    for most, left in ((4 * size, "abcdnow"), (3 * size, "acdnow"), (2 * size - 1, "anow"), (0, "anow")):
+        sweep(tmp_path, 3600, most)
+        assert "".join(sorted(path.name for path in tmp_path.rglob("*"))) == left
+
+
 def test_the_folder_is_swept_again_and_again(tmp_path):
     keep_swept(tmp_path, 0.2, 3600)
     for name in ("one.tsv", "two.tsv"):

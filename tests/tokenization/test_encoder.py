@@ -105,6 +105,19 @@ def test_special_tokens_and_other_scripts(ours, original_form, text):
         assert encoder.encode(text).tolist() == expected(encoder, text)
 
 
+@pytest.mark.parametrize("form", [bpe_tokenizer, like_dnabert2])
+@pytest.mark.parametrize("added", ["N", "<human>", "[other]"])
+@pytest.mark.parametrize("special", [False, True])
+def test_added_tokens_are_found(merges, form, added, special):
+    tokenizer = form(merges)
+    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
+    encoder = Encoder(tokenizer)
+    assert encoder.fast
+    for text in (f"ACGT{added}ACG", f"ACGT{added.swapcase()}ACG", f"AC{added[:2]} {added[2:]}GT", "ACGTRACG"):
+        assert encoder.encode(text).tolist() == expected(encoder, text)
+    assert tokenizer.token_to_id(added) in encoder.encode(f"ACGT{added}ACG")
+
+
 def test_bytes_are_read_like_text(ours):
     assert ours.encode(b"ACGTNacgu").tolist() == ours.encode("ACGTNacgu").tolist()
 

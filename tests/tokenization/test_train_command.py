@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import resource
 import subprocess
@@ -157,6 +158,22 @@ def test_a_vocabulary_below_the_alphabet_or_above_16_bits_is_refused(tmp_path, f
 
 def test_sizes_of_memory():
     assert [parse_memory(text) for text in ("8GB", "500MB", "1.5k", "123")] == [8 * 10**9, 5 * 10**8, 1500, 123]
+
+
+def test_a_system_that_does_not_tell_its_memory_needs_the_option(tmp_path, fasta, monkeypatch, capsys):
+    monkeypatch.delattr(os, "sysconf")
+    with pytest.raises(SystemExit):
+        run(fasta, "--vocab-size", 100, "--output", tmp_path / "out")
+    assert "--memory is needed here" in capsys.readouterr().err
+    assert run(fasta, "--vocab-size", 100, "--memory", "1GB", "--output", tmp_path / "out") == 0
+
+
+def test_a_damaged_gzip_file_of_lines_is_named(tmp_path, capsys):
+    content = bytearray(gzip.compress("\n".join(SEQUENCES).encode()))
+    content[len(content) // 2 : len(content) // 2 + 40] = b"\x5a" * 40
+    (tmp_path / "lines.txt.gz").write_bytes(content)
+    assert run(tmp_path / "lines.txt.gz", "--output", tmp_path / "out") == 1
+    assert "lines.txt.gz: damaged or truncated gzip file" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_written_file(tmp_path, fasta):

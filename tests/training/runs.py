@@ -29,6 +29,13 @@ def without_batch_size(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name != "global_batch_size"}
 
 
+def going_on_from(model: Path | str, settings: dict) -> dict:
+    """Settings of a run that takes model and tokenizer from a folder."""
+    return {name: value for name, value in settings.items() if name not in ("config_name", "tokenizer_name")} | {
+        "model_name_or_path": str(model)
+    }
+
+
 def flags(settings: dict) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", *str(value).split())]
 

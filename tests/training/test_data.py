@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus.sequences import reverse_complement
 from tests.training.conftest import random_dna
 from training import data
 from training.data import DataSettings, EpochSampler, MlmDataset, TokenStore, prepare_data
+from training.loading import log_data_report
 from training.masking import IGNORED, TokenMasker
+from training.report import _data_table
 from training.sources import SequenceFileError
 
 
@@ -109,6 +112,36 @@ def test_a_validation_file_leaves_training_files_whole(prepare, tokenizer):
     train, validation, _ = prepare(genome, validation=[other])
     assert "".join(text_of(train, tokenizer)) == genome
     assert "".join(text_of(validation, tokenizer)) == other
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_held_out_sequences_that_are_also_trained_on_are_counted(tmp_path, tokenizer, caplog, validation):
+    rows = [random_dna(60, seed=i) for i in range(40)]
+    rows[:20] = rows[20:40]  # every row twice
+    both = [tmp_path / "a.csv", tmp_path / "b.txt"]
+    both[0].write_text("sequence,label\n" + "".join(f"{row},0\n" for row in rows))
+    both[1].write_text("\n".join(reverse_complement(row.encode()).decode() for row in rows[:5] + [random_dna(80, 99)]))
+    files = ([both[0]], [both[1]]) if validation else (both, [])
+    options = DataSettings(max_seq_length=64, min_run_length=20, validation_split_percentage=10)
+    _, _, report = prepare_data(*files, tokenizer, options, tmp_path / "cache")
+    found = report["held_out_sequences"]
+    if validation:
+        assert found == {"total": 6, "also_in_training": 5}
+    else:
+        places = [int(word[5:]) - 2 for word in report["files"][0]["held_out"].split(", ")]
+        left = [row for i, row in enumerate(rows) if i not in places] + rows[:5]
+        assert found["total"] == 4 and found["also_in_training"] == sum(rows[i] in left for i in places) > 0
+    log_data_report(report)
+    shared = found["also_in_training"]
+    assert f"{shared} of {found['total']} held-out sequences also stand in the training part" in caplog.text
+    assert f"of which {shared} also stand in the training part" in _data_table(report)
+
+
+def test_the_end_of_a_genome_is_not_counted_as_trained_on(prepare, caplog):
+    _, _, report = prepare(random_dna(5000, seed=1))
+    assert report["held_out_sequences"] == {"total": 0, "also_in_training": 0}
+    log_data_report(report)
+    assert "too good" not in caplog.text
 
 
 def test_all_ambiguous_input_is_refused(prepare):

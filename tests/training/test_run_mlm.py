@@ -25,6 +25,7 @@ from tests.training.runs import (
     assert_same_weights,
     error_of,
     flags,
+    going_on_from,
     losses,
     results,
     run,
@@ -32,7 +33,7 @@ from tests.training.runs import (
     without_batch_size,
 )
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
-from training.checkpoints import COMPLETE, save_optimizer
+from training.checkpoints import COMPLETE, SETTINGS_FILE, mark_complete, save_optimizer
 from training.trainer import MlmTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -151,6 +152,8 @@ def test_help_names_examples_and_flags(capsys):
         ({"global_batch_size": 12}, "global_batch_size 12 is no multiple of 8"),
         ({"mlm_probability": 0}, "mlm_probability is 0.0"),
         ({"max_seq_length": 2}, "max_seq_length is 2"),
+        ({"max_train_samples": -1}, "--max_train_samples -1 must not be negative"),
+        ({"max_eval_samples": -1}, "--max_eval_samples -1 must not be negative"),
         ({"schedule": "bert"}, "dnabert2"),
         ({"resume_from_checkpoint": "absent"}, "cannot resume from absent: no such folder"),
         ({"resume_from_checkpoint": "True"}, "holds no complete checkpoint to resume from"),
@@ -329,6 +332,14 @@ def test_a_checkpoint_to_resume_from_is_not_deleted(settings, capsys):
     assert (folder / "checkpoint-4" / COMPLETE).is_file()
 
 
+def test_a_resumed_run_misses_no_weight_and_tells_its_tokens_from_its_speed(settings, caplog):
+    run(settings, max_steps=4)
+    folder = run(settings, max_steps=8)
+    assert "missing keys" not in caplog.text
+    seen = int(losses(folder, "tokens")[-1])
+    assert f"| tokens seen, whole run | {seen:,} |" in (folder / "report.md").read_text()
+
+
 def test_going_back_to_an_earlier_checkpoint_does_not_lose_the_later_ones(settings, tmp_path, capsys):
     folder = run(settings)
     back = {"resume_from_checkpoint": folder / "checkpoint-4", "save_total_limit": 1}
@@ -366,6 +377,49 @@ def test_changed_settings_are_named_when_resuming(settings, caplog):
     shutil.rmtree(folder / "checkpoint-12")
     run(settings, mlm_probability=0.3)
     assert "Resuming with --mlm_probability 0.3" in caplog.text and "was saved with 0.15" in caplog.text
+
+
+def test_another_start_model_is_named_when_resuming(settings, tmp_path, monkeypatch, caplog):
+    models = [run(settings, max_steps=1, seed=seed, output_dir=tmp_path / f"model{seed}") for seed in (1, 2)]
+    further = going_on_from(models[0], settings)
+    folder = run(further, max_steps=4)
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+    further |= {"train_file": os.path.relpath(further["train_file"])}
+    run(further, max_steps=5, save_steps=1, model_name_or_path="model1")
+    assert "--max_steps" in caplog.text and "--model_name_or_path" not in caplog.text
+    assert "--train_file" not in caplog.text
+    run(further, max_steps=6, model_name_or_path="model2", label_smoothing_factor=0.1)
+    assert f"Resuming with --model_name_or_path model2, but {folder / 'checkpoint-5'} was saved with" in caplog.text
+    assert f"The weights are those of {folder / 'checkpoint-5'}" in caplog.text
+    assert "Resuming with --label_smoothing_factor 0.1" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_other_sequences_in_the_same_file_are_refused_when_resuming(settings, genome_file, tmp_path, capsys, split):
+    path = tmp_path / "copy.fa"
+    shutil.copy(genome_file, path)
+    settings |= {f"{split}_file": path}
+    run(settings, max_steps=4)
+    os.utime(path, (1, 1))  # another time alone changes nothing
+    folder = run(settings, max_steps=5)
+    path.write_text(path.read_text().replace("AACGTTACG", "AACGTTACC", 1))
+    message = error_of(settings, capsys, max_steps=6)
+    assert "checkpoint-5 was saved with other sequences: the content of the data has changed" in message
+    assert "start over with --overwrite_output_dir" in message
+    assert results(folder)["global_step"] == 5
+    with_more = {"validation_split_percentage": 30} if split == "train" else {"min_run_length": 40}
+    assert results(run(settings, max_steps=6, **with_more))["global_step"] == 6  # said by a setting, so only named
+
+
+def test_a_checkpoint_that_does_not_know_its_sequences_is_accepted(settings):
+    folder = run(settings, max_steps=4)
+    path = folder / "checkpoint-4" / SETTINGS_FILE
+    content = json.loads(path.read_text())
+    assert content.pop("sha256").keys() == {"train", "validation"}
+    path.write_text(json.dumps(content))
+    mark_complete(path.parent)
+    assert results(run(settings, max_steps=5))["global_step"] == 5
 
 
 def test_a_changed_learning_rate_counts_when_resuming(settings):
@@ -502,8 +556,7 @@ def test_bf16_on_cpu(settings, tmp_path, monkeypatch):
 
 def test_going_on_from_a_model_starts_at_its_loss_and_takes_longer_windows(settings, tmp_path):
     first = run(settings, max_steps=60, save_steps=60, eval_steps=60)
-    further = settings | {"model_name_or_path": str(first), "output_dir": str(tmp_path / "further")}
-    del further["config_name"], further["tokenizer_name"]
+    further = going_on_from(first, settings) | {"output_dir": str(tmp_path / "further")}
     same = run(further, eval_on_start=True, max_steps=1)
     assert losses(same, "eval_loss")[0] == pytest.approx(results(first)["eval_loss"], rel=1e-5)
     longer = run(further, max_seq_length=400, max_steps=1, output_dir=tmp_path / "longer")
@@ -513,7 +566,7 @@ def test_going_on_from_a_model_starts_at_its_loss_and_takes_longer_windows(setti
 
 def test_evaluating_without_training(settings, tmp_path):
     first = run(settings)
-    again = settings | {"model_name_or_path": str(first), "do_train": False, "output_dir": str(tmp_path / "again")}
+    again = going_on_from(first, settings) | {"do_train": False, "output_dir": str(tmp_path / "again")}
     assert results(run(again))["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-6)
     assert not (tmp_path / "again" / "model.safetensors").exists()
 
@@ -534,7 +587,7 @@ def test_an_evaluation_resumes_nothing(settings, capsys):
 
 def test_held_out_part_and_masks_do_not_depend_on_the_seed(settings, tmp_path):
     first = run(settings, max_steps=1, learning_rate=0.0, seed=1)
-    loaded = settings | {"model_name_or_path": str(first), "do_train": False, "output_dir": str(tmp_path / "again")}
+    loaded = going_on_from(first, settings) | {"do_train": False, "output_dir": str(tmp_path / "again")}
     assert results(run(loaded, seed=2))["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-6)
 
 

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import safetensors.torch
 import torch
@@ -12,12 +14,15 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 import run_mlm
+from modeling import StrandBertForSequenceClassification
+from tests.training.conftest import random_dna
 from tests.training.runs import (
     WARM_UP,
     assert_same_curve,
     assert_same_weights,
     error_of,
     flags,
+    going_on_from,
     losses,
     results,
     run,
@@ -139,6 +144,7 @@ def test_the_global_batch_of_a_recipe_is_kept_for_any_number_of_processes(monkey
         ({"sequence_order": "size"}, "invalid choice: 'size'"),
         ({"mask_replace_prob": 0.95}, "must not be negative, nor exceed 1 together"),
         ({"train_file": "/"}, "a folder without Parquet files"),
+        ({"model_name_or_path": "model"}, "--config_name describes a new one; give one of the two"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, changes, expected):
@@ -151,6 +157,37 @@ def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, 
 def test_a_token_budget_below_two_sequences_says_what_to_raise(settings, capsys):
     options = without_batch_size(settings) | WARM_UP | {"per_device_train_batch_tokens": 40}
     assert "raise --per_device_train_batch_tokens to 64 at least" in error_of(options, capsys)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder with train/ and validation/, as `corpus.build` writes them."""
+    for split, seed in (("train", 1), ("validation", 2)):
+        (tmp_path / "corpus" / split).mkdir(parents=True)
+        rows = pyarrow.table({"sequence": [random_dna(300, seed)] * 20})
+        pyarrow.parquet.write_table(rows, tmp_path / "corpus" / split / "0.parquet")
+    return tmp_path / "corpus"
+
+
+@pytest.mark.parametrize("given", [None, "", "validation"])
+def test_the_validation_part_of_a_corpus_is_not_trained_on(settings, corpus, caplog, given):
+    caplog.set_level("INFO", "run_mlm")
+    changes = {} if given is None else {"validation_file": corpus / given}
+    folder = run(settings, train_file=corpus, max_train_samples=20, max_steps=1, **changes)
+    files = {entry["file"]: entry["validation_file"] for entry in results(folder)["data"]["files"]}
+    assert files == {str(corpus / "train" / "0.parquet"): False, str(corpus / "validation" / "0.parquet"): True}
+    assert f"only {corpus / 'train'} is trained on" in caplog.text
+
+
+def test_a_corpus_is_trained_on_without_evaluation_when_nothing_is_to_be_held_out(corpus):
+    _, data_args, _ = parsed("--train_file", str(corpus), "--validation_split_percentage", "0")
+    assert data_args.train_file == [str(corpus / "train" / "0.parquet")] and not data_args.validation_file
+
+
+def test_a_file_to_train_on_is_not_evaluated_on(settings, corpus, monkeypatch, capsys):
+    monkeypatch.chdir(corpus)
+    message = error_of(settings, capsys, train_file=corpus / "validation", validation_file="validation/0.parquet")
+    assert "validation/0.parquet stands in --train_file and in --validation_file" in message
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -357,8 +394,23 @@ def test_a_damaged_model_to_go_on_from_is_named(settings, tmp_path, capsys, dama
         tensors = safetensors.torch.load_file(first / "model.safetensors")
         tensors.pop("bert.encoder.layer.0.mlp.wo.weight")
         safetensors.torch.save_file(tensors, first / "model.safetensors", metadata={"format": "pt"})
-    message = error_of(settings, capsys, model_name_or_path=first, output_dir=tmp_path / "further")
+    message = error_of(going_on_from(first, settings), capsys, output_dir=tmp_path / "further")
     assert f"--model_name_or_path {first} cannot be loaded" in message
+
+
+def test_a_fine_tuned_model_is_not_gone_on_from_with_a_random_head(settings, tmp_path, capsys):
+    first = run(settings, max_steps=1)
+    further = going_on_from(tmp_path / "tuned", settings) | {"tokenizer_name": settings["tokenizer_name"]}
+    StrandBertForSequenceClassification.from_pretrained(first).save_pretrained(tmp_path / "tuned")
+    message = error_of(further, capsys, do_train=False, output_dir=tmp_path / "evaluation")
+    assert f"--model_name_or_path {tmp_path / 'tuned'} has no masked-language-modelling head" in message
+
+
+def test_a_new_model_is_trained_in_float32_whatever_its_configuration_says(settings, tmp_path):
+    content = json.loads(Path(settings["config_name"]).read_text()) | {"dtype": "float16", "torch_dtype": "float16"}
+    (tmp_path / "half.json").write_text(json.dumps(content))
+    folder = run(settings, config_name=tmp_path / "half.json", max_steps=1)
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
 
 
 def test_resuming_with_another_dropout_is_reported(settings, with_dropout, caplog):

@@ -105,26 +105,61 @@ def test_a_length_schedule_shortens_the_first_steps(warm_up, tmp_path):
     assert max(seen) < max(whole) and min(per_step) < 230
 
 
-def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_exactly(warm_up, with_dropout, tmp_path, monkeypatch, caplog):
-    options = warm_up | {"config_name": with_dropout["config_name"]}
+def stop_after(step: int, settings: dict, monkeypatch, **changes):
+    """Run with a SIGTERM within a step."""
     training_step = MlmTrainer.training_step
 
     def signalled(self, *rest):
-        if self.state.global_step == 6:
+        if self.state.global_step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return training_step(self, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(MlmTrainer, "training_step", signalled)
         with pytest.raises(SystemExit) as caught:
-            run(options)
+            run(settings, **changes)
     assert caught.value.code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after step 7; a checkpoint is saved" in caplog.text
+
+
+def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_exactly(warm_up, with_dropout, tmp_path, monkeypatch, caplog):
+    options = warm_up | {"config_name": with_dropout["config_name"]}
+    stop_after(7, options, monkeypatch)
+    assert "stopped by SIGTERM after step 7; a checkpoint is saved, run the same command again to go on" in caplog.text
     assert (tmp_path / "run" / "checkpoint-7" / COMPLETE).is_file() and not (tmp_path / "run" / "config.json").exists()
     resumed, whole = run(options), run(options, output_dir=tmp_path / "whole")
     assert_same_weights(resumed, whole)
     assert losses(resumed) == losses(whole) and losses(resumed, "eval_loss") == losses(whole, "eval_loss")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (6, {}),  # no step at which a checkpoint is due
+        (4, {"eval_steps": 4, "load_best_model_at_end": True, "greater_is_better": True}),  # the first is the best
+        (12, {"eval_steps": 4, "load_best_model_at_end": True}),  # the last step
+        (12, {"eval_steps": 5}),  # evaluated because it is the last
+        (10, {"eval_strategy": "epoch", "eval_on_start": True}),
+        (7, {"eval_strategy": "epoch"}),  # within an epoch
+    ],
+)
+def test_sigterm_loses_no_evaluation(settings, tmp_path, monkeypatch, step, options):
+    whole = run(settings, **options, output_dir=tmp_path / "whole")
+    stop_after(step, settings, monkeypatch, **options)
+    resumed = run(settings, **options)
+    assert losses(resumed, "eval_loss") == losses(whole, "eval_loss") and losses(resumed, "eval_loss")
+    assert losses(resumed, "step") == losses(whole, "step")
+    assert_same_weights(resumed, whole)
+    assert results(resumed)["eval_loss"] == pytest.approx(results(whole)["eval_loss"], rel=1e-6)
+
+
+def test_sigterm_names_the_flags_that_would_lose_the_checkpoint(settings, tmp_path, monkeypatch, caplog):
+    stop_after(5, settings, monkeypatch, overwrite_output_dir=True)
+    assert "run again without --overwrite_output_dir to go on" in caplog.text
+    back = {"resume_from_checkpoint": tmp_path / "run" / "checkpoint-4", "output_dir": tmp_path / "back"}
+    stop_after(6, settings, monkeypatch, **back)
+    assert "run again without --resume_from_checkpoint to go on" in caplog.text
+    assert results(run(settings, output_dir=tmp_path / "back"))["global_step"] == 12
 
 
 # -- several processes ---------------------------------------------------------------------------------------------
@@ -246,6 +281,15 @@ def test_streaming_writes_no_tokens_and_resumes_exactly(streaming, tmp_path):
     assert_same_weights(whole, resumed)
     workers = run(streaming, output_dir=tmp_path / "workers", dataloader_num_workers=2)
     assert_same_weights(whole, workers)
+
+
+def test_other_shards_under_the_same_names_are_refused_when_resuming(streaming, shards, capsys):
+    run(streaming, max_steps=4)
+    (shards / "0.parquet").touch()
+    run(streaming, max_steps=5)
+    rows = [random_dna(150, seed=i) for i in range(10)]
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": rows}), shards / "0.parquet", row_group_size=5)
+    assert "the content of the data has changed" in error_of(streaming, capsys, max_steps=6)
 
 
 def test_data_workers_may_be_spawned(streaming, warm_up, tokenizer):
