@@ -243,9 +243,9 @@ def gue_table(file: str, name: str) -> str:
     if not scores:
         raise CardError(f"{ROOT / file} has no row of {name}")
     lines = ["| GUE task | metric | score x 100 | seeds |", "|---|---|---|---|"]
-    for task, cell in scores.items():
-        metric = TASKS[task].metric
-        lines.append(f"| {task} | {metric} | {cell.text(metric)} | {len(cell.seeds)} |")
+    for task in (task for task in TASKS.values() if task.name in scores):
+        cell = scores[task.name]
+        lines.append(f"| {task.name} | {task.metric} | {cell.text(task.metric)} | {len(cell.seeds)} |")
     return f"Fine-tuned on GUE (`{file}`):\n\n" + "\n".join(lines)
 
 
