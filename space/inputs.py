@@ -62,7 +62,8 @@ def _read(text: str, most: int, most_bases: int) -> list[SequenceRecord]:
     for record in _records(text):
         bases += len(record.sequence)
         if len(records) == most:
-            raise InputError(f"There are more than {most:,} sequences; this page takes at most {most:,}.")
+            found = "several" if most == 1 else f"more than {most:,}"
+            raise InputError(f"There are {found} sequences; this page takes at most {most:,}.")
         if bases > most_bases:
             raise InputError(
                 f"The input holds more than {most_bases:,} bp, the most that this page takes. Cut out the part that "

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenization.tokenizer_files import write_bytes_atomically
-from training.checkpoints import write_json
+from tokenization.tokenizer_files import write_bytes_atomically, write_text_atomically
 from training.classification_data import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Examples, Labels
 from training.metrics import compute_metrics, label_scale
 
@@ -83,7 +82,7 @@ class KmerLogistic:
             "C": self.strength,
             "bias": self.bias.tolist(),
         }
-        write_json(Path(folder) / CONFIG_FILE, config)
+        write_text_atomically(Path(folder) / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "KmerLogistic":

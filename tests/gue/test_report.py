@@ -204,11 +204,11 @@ def test_scores_csv_holds_measured_and_published(results, tmp_path):
 
 def test_report_goes_between_the_marks_of_a_page(results, tmp_path):
     page = tmp_path / "gue.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
     for _ in range(2):  # the second time gives the same page
         main([str(results(row(), row(task="tf/1"))), "--output_dir", str(tmp_path / "plots"), "--page", str(page)])
         text = page.read_text()
-        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
         assert text.count("### What was run") == 1 and "](plots/critical_difference_dnabert-2.png)" in text
 
 

@@ -149,7 +149,7 @@ def test_lines_are_sequences_for_both_buttons_of_classify(page):
     press(panel, "Classify")
     assert "2 sequences" in about(panel)
     press(panel, "Attribute to bases")
-    assert "Attribution takes one sequence. There are 2 sequences" in complaint(page)
+    assert "Attribution takes one sequence. There are several sequences" in complaint(page)
 
 
 def test_a_variant_is_scored_as_typed_and_by_a_click_in_the_heat_map(page):
