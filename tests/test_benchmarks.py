@@ -1,5 +1,6 @@
 """The benchmarks treat rivals alike, measure nothing twice, and say what is missing."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import bench_tokenizer, compare_pretraining, harness
+from benchmarks import bench_finetuning, bench_tokenizer, compare_pretraining, harness
 
 from .conftest import ROOT
 
@@ -116,3 +117,14 @@ def test_the_row_of_a_finished_run_is_written_once(tmp_path, monkeypatch):
     harness.append_rows("pretraining", [row])
     later, longer = {**row, "date": "2000-01-01"}, {**row, "steps": 488}
     assert compare_pretraining.new_rows([later, longer], path) == [longer]
+
+
+def test_fine_tuning_of_long_rows_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    genome = tmp_path / "genome.fa"
+    genome.write_text(">a\n" + "ACGGTTCAGA" * 60 + "\n>short\nACGT\n")
+    monkeypatch.setattr("sys.argv", ["bench_finetuning", str(genome), "--lengths", "500", "601"])
+    with pytest.raises(SystemExit, match="no sequence of 601 bp or more"):
+        bench_finetuning.main()
+    (row,) = csv.DictReader((tmp_path / "finetuning.csv").open())
+    assert row["bp"] == "500" and float(row["step_s"]) > 0 and 0.1 < float(row["peak_memory_gb"]) < 4
