@@ -18,7 +18,7 @@ Pre-train a StrandBERT model on DNA with masked-language modelling, or go on pre
   # on eight GPUs, or on several machines (see training/accelerate_configs)
   accelerate launch --config_file training/accelerate_configs/ddp.yaml run_mlm.py --recipe dnabert2 ...
 
-Input: FASTA, text (one sequence per line), CSV or TSV or Parquet (see --sequence_column), each also as .gz. Ambiguous
+Input: FASTA, text (one sequence per line), CSV or TSV, each also as .gz, or Parquet (see --sequence_column). Ambiguous
 bases are dropped. Without --validation_file a part is held out for evaluation. Run the same command again to resume
 after an interruption; SIGTERM saves a checkpoint first, where it reaches the training: accelerate launch of one
 process does not pass it on, python run_mlm.py takes it, torchrun passes it on and kills after 30 seconds. The output

@@ -39,7 +39,7 @@ TOO_LONG = "cut it into pieces, or try --dtype bfloat16"
 BATCH_BASES = {"cpu": 1 << 14, "cuda": 1 << 18}  # bp of one pass
 
 
-class Tables:
+class BasePredictor:
     """
     Tables of predictions for blocks of records; `logits` is the model's.
 
@@ -75,7 +75,7 @@ class Tables:
         return record
 
 
-class KmerPredictor(Tables):
+class KmerPredictor(BasePredictor):
     """The k-mer baseline of a folder."""
 
     def __init__(self, folder: str, views: tuple[View, ...]):
@@ -94,7 +94,7 @@ class KmerPredictor(Tables):
         return self.model.logits(Examples(list(sequences), pairs, np.empty(0), [record.where for record in records]))
 
 
-class Predictor(Tables):
+class Predictor(BasePredictor):
     """
     A fine-tuned model.
 
@@ -220,7 +220,7 @@ def predict_file(options: argparse.Namespace):
     return found if state.is_main_process else None
 
 
-def load(options: argparse.Namespace, views: tuple[View, ...], device: torch.device) -> tuple[Tables, str]:
+def load(options: argparse.Namespace, views: tuple[View, ...], device: torch.device) -> tuple[BasePredictor, str]:
     """The model of the options, and a digest of all that its answers depend on."""
     only_strandbert = JobError("--average-tokens works with StrandBERT models only")
     if (Path(options.model) / KMER_CONFIG).is_file():
