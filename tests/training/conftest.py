@@ -9,9 +9,11 @@ import hypothesis
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+import run_classification
+from tests.training.classification_runs import planted, write_table
 from tests.training.runs import STEPS
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
-from training import loss_curve
+from training import classification_results, loss_curve
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # machines of a CI share their cores
 hypothesis.settings.load_profile("no deadline")
@@ -76,6 +78,8 @@ def without_pictures(monkeypatch):
     """Drawing takes longer than training here."""
     monkeypatch.setattr(loss_curve, "_draw", lambda *_: None)
     monkeypatch.setattr(loss_curve, "_draw_speed", lambda *_: None)
+    monkeypatch.setattr(classification_results, "draw_predictions", lambda *_: None)
+    monkeypatch.setattr(run_classification, "draw_training", lambda *_: None)
 
 
 @pytest.fixture
@@ -107,3 +111,30 @@ def with_dropout(tmp_path, settings) -> dict:
     config = json.loads(Path(settings["config_name"]).read_text()) | {"hidden_dropout_prob": 0.1}
     (tmp_path / "dropout.json").write_text(json.dumps(config))
     return settings | {"config_name": str(tmp_path / "dropout.json")}
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("tables")
+    sizes = {"train_file": 64, "validation_file": 32, "test_file": 32}
+    return {
+        name: write_table(folder / f"{name}.csv", planted(size, seed))
+        for seed, (name, size) in enumerate(sizes.items())
+    }
+
+
+@pytest.fixture
+def classification_settings(tmp_path, config_file, tokenizer_folder, tables) -> dict:
+    """Settings of a short run from random weights, as flags."""
+    return tables | {
+        "config_name": str(config_file),
+        "tokenizer_name": str(tokenizer_folder),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 12,
+        "eval_steps": 4,
+        "global_batch_size": 8,
+        "learning_rate": 5e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }

@@ -1,11 +1,7 @@
-"""run_classification.py end to end, with a minuscule model: what it writes, repeats, resumes, saves, and refuses."""
+"""run_classification.py end to end, with a minuscule model: what it learns, writes and saves."""
 
 import csv
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,128 +12,28 @@ from transformers import GPT2Config, pipeline
 
 import run_classification
 from inference import predict
+from tests.training.classification_runs import (
+    error_of,
+    losses,
+    outputs,
+    planted,
+    predictions,
+    run,
+    write_table,
+)
 from tests.training.conftest import random_dna
-from training import classification_results
+from tests.training.runs import results, weights
 from training.classification_batches import SequenceDataset, View
 from training.classification_data import Columns, read_labelled
-from training.classification_model import load_finetuned
 from training.classification_trainer import ClassificationTrainer, CollapseError
 from training.kmer_logistic import KmerLogistic
 
-ROOT = Path(run_classification.__file__).parent
-MOTIF = "AACGTTACGAACGTTACG"
-
-
-def planted(rows: int, seed: int) -> list[tuple[str, int]]:
-    """Random sequences of 40 to 90 bp; those of class 1 hold the motif."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for row in range(rows):
-        sequence = "".join(rng.choice(list("ACGT"), rng.integers(40, 91)))
-        place = rng.integers(0, len(sequence) - len(MOTIF))
-        found.append((sequence[:place] + MOTIF + sequence[place + len(MOTIF) :] if row % 2 else sequence, row % 2))
-    return found
-
-
-def write_table(path: Path, rows, header=("sequence", "label")) -> str:
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def tables(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("tables")
-    sizes = {"train_file": 64, "validation_file": 32, "test_file": 32}
-    return {
-        name: write_table(folder / f"{name}.csv", planted(size, seed))
-        for seed, (name, size) in enumerate(sizes.items())
-    }
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing takes longer than training here."""
-    monkeypatch.setattr(classification_results, "draw_predictions", lambda *_: None)
-    monkeypatch.setattr(run_classification, "draw_training", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 @pytest.fixture
-def settings(tmp_path, config_file, tokenizer_folder, tables) -> dict:
-    """Settings of a short run from random weights, as flags."""
-    return tables | {
-        "config_name": str(config_file),
-        "tokenizer_name": str(tokenizer_folder),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 12,
-        "eval_steps": 4,
-        "global_batch_size": 8,
-        "learning_rate": 5e-3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-
-
-def run(settings: dict, **changes) -> Path:
-    """Run the script in this process and return the output folder; a setting None is left out."""
-    settings = settings | changes
-    words = []
-    for name, value in settings.items():
-        if value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    run_classification.main(words)
-    return Path(settings["output_dir"])
-
-
-def error_of(settings: dict, **changes) -> str:
-    with pytest.raises(SystemExit) as caught:
-        run(settings, **changes)
-    return str(caught.value.code)
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "all_results.json").read_text())
-
-
-def numbers(folder: Path) -> dict:
-    """The results that must repeat."""
-    return {name: value for name, value in results(folder).items() if name.startswith(("test_", "eval_", "best_"))}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "model.safetensors")
-
-
-def losses(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in json.loads((folder / "training_log.json").read_text()) if "loss" in entry]
-
-
-def predictions(folder: Path) -> np.ndarray:
-    """Probabilities, or predicted numbers, of the test rows."""
-    with open(folder / "test_predictions.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return np.array(
-        [[float(row[name]) for name in row if name.startswith(("probability_", "predicted_"))] for row in rows]
-    )
-
-
-def outputs(folder: Path, table: str, columns: Columns = Columns(), problem_type=None) -> np.ndarray:  # noqa: B008
-    """Logits of the saved model for the rows of a table."""
-    classifier = load_finetuned(folder)
-    files = {"train": [table]}
-    examples, labels = read_labelled(files, columns, problem_type)
-    dataset = SequenceDataset(examples["train"], classifier.sequences)
-    from training.classification_batches import ClassificationCollator
-
-    collate = ClassificationCollator(classifier.tokenizer, classifier.packed, classifier.reads_mask)
-    batch = collate([dataset.sample(row) for row in range(len(dataset))])
-    batch.pop("labels")
-    with torch.no_grad():
-        return classifier.model(**batch).logits.numpy()
-
-
-# -- what a run writes ---------------------------------------------------------------------------------------------
+def settings(classification_settings) -> dict:
+    return classification_settings
 
 
 def test_a_run_learns_and_its_folder_classifies_in_a_pipeline(settings, monkeypatch):
@@ -200,108 +96,14 @@ def test_rows_shared_between_splits_are_warned_of(settings, caplog):
     assert "64 rows of test are also in train" in caplog.text
 
 
-# -- repeating -----------------------------------------------------------------------------------------------------
+def test_rows_left_out_are_not_counted(settings):
+    assert results(run(settings, max_steps=1, max_train_samples=40))["data"]["rows"]["train"] == 40
 
 
-@pytest.fixture
-def varied(settings) -> dict:
-    """With every source of random numbers."""
-    return settings | {"dropout": 0.1, "augment_reverse_complement": True, "augment_tokens": 0.2, "augment_crop": 4}
-
-
-def test_a_seed_gives_the_same_numbers_twice_and_another_one_other_order_and_head(varied, tmp_path):
-    first = run(varied, seed=1)
-    again = run(varied, seed=1, output_dir=str(tmp_path / "again"))
-    other = run(varied, seed=2, output_dir=str(tmp_path / "other"))
-    assert numbers(first) == numbers(again) and losses(first) == losses(again)
-    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
-    assert losses(first)[0] != losses(other)[0]
-
-
-def test_seeds_change_the_head_on_the_same_encoder(settings, tmp_path):
-    base = run(settings, max_steps=1, learning_rate=1e-9)
-    stripped = weights(base)
-    for name in list(stripped):
-        if "classifier" in name or "pooler" in name:
-            del stripped[name]
-    safetensors.torch.save_file(stripped, base / "model.safetensors", metadata={"format": "pt"})
-    saved = []
-    for seed in (1, 2):
-        changes = {"config_name": None, "model": str(base), "output_dir": str(tmp_path / f"seed{seed}")}
-        saved.append(weights(run(settings, max_steps=1, learning_rate=1e-9, seed=seed, **changes)))
-    assert not torch.allclose(saved[0]["classifier.weight"], saved[1]["classifier.weight"], atol=1e-3)
-    name = "bert.encoder.layer.0.mlp.wo.weight"
-    torch.testing.assert_close(saved[0][name], saved[1][name], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("step", [6, 11])
-def test_interrupted_and_resumed_equals_uninterrupted(varied, tmp_path, monkeypatch, step):
-    whole = run(varied)
-    training_step = ClassificationTrainer.training_step
-
-    def interrupted(self, *arguments):
-        if self.state.global_step == step:
-            raise KeyboardInterrupt
-        return training_step(self, *arguments)
-
-    monkeypatch.setattr(ClassificationTrainer, "training_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(varied, output_dir=str(tmp_path / "broken"))
-    monkeypatch.setattr(ClassificationTrainer, "training_step", training_step)
-    resumed = run(varied, output_dir=str(tmp_path / "broken"))
-    assert numbers(resumed) == numbers(whole)
-    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
-
-
-def test_interrupted_after_the_last_step_only_the_end_is_repeated(settings, tmp_path, monkeypatch):
-    whole = run(settings)
-    with monkeypatch.context() as patch:
-        patch.setattr(run_classification, "write_results", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, output_dir=str(tmp_path / "broken"))
-    resumed = run(settings, output_dir=str(tmp_path / "broken"))
-    assert numbers(resumed) == numbers(whole) and results(resumed)["evaluations"] == 3
-    assert results(resumed)["train_runtime"] > 0.1  # of the session before
-
-
-def test_time_before_an_interruption_counts(settings, monkeypatch):
-    interrupt(settings, monkeypatch)
-    lap = ClassificationTrainer.lap
-    monkeypatch.setattr(ClassificationTrainer, "lap", lambda self: lap(self) + 1000)
-    log = Path(settings["output_dir"]) / "checkpoint-4/trainer_state.json"
-    before = sum(entry.get("seconds", 0) for entry in json.loads(log.read_text())["log_history"])
-    found = results(run(settings))["train_runtime"]  # two more evaluations and the end, 1,000 s each
-    assert before > 0 and 3000 + before < found < 3000 + before + 600
-
-
-def test_a_collapsed_run_that_is_interrupted_while_saving_stays_collapsed(settings, tmp_path, monkeypatch):
-    options = settings | {"max_steps": 400, "eval_steps": 4, "collapse_patience": 3, "learning_rate": 3.0}
-    whole = run(options)
-    broken = options | {"output_dir": str(tmp_path / "broken")}
-    with monkeypatch.context() as patch:
-        patch.setattr(run_classification, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(broken)
-    resumed = run(broken)
-    assert numbers(resumed) == numbers(whole)
-    assert results(resumed)["collapsed"] == results(whole)["collapsed"] is not None
-    assert results(resumed)["global_step"] == results(whole)["global_step"]
-
-
-def test_two_processes_take_the_same_global_batches_as_one(settings, tmp_path):
-    one = run(settings, seed=3)
-    changed = settings | {"seed": 3, "output_dir": str(tmp_path / "two")}
-    words = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
-    port = str(20000 + os.getpid() % 20000)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    completed = subprocess.run([*launcher, "run_classification.py", *words], cwd=ROOT, capture_output=True, text=True)
-    assert completed.returncode == 0, completed.stderr[-3000:]
-    two = Path(changed["output_dir"])
-    assert results(two)["global_batch_size"] == results(one)["global_batch_size"] == 8
-    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    for name, value in weights(one).items():
-        torch.testing.assert_close(weights(two)[name], value, atol=1e-4, rtol=1e-3)
-    assert predictions(two) == pytest.approx(predictions(one), abs=1e-4)
+def test_predictions_of_an_earlier_run_are_deleted(settings):
+    run(settings, max_steps=2)
+    folder = run(settings, max_steps=2, test_file=None, overwrite_output_dir=True)
+    assert (folder / "validation_predictions.csv").is_file() and not (folder / "test_predictions.csv").exists()
 
 
 # -- heads and kinds of labels -------------------------------------------------------------------------------------
@@ -404,22 +206,34 @@ def test_full_lora_and_merged_lora_predict_the_same_after_loading(settings, tmp_
         assert probabilities == pytest.approx(predictions(folder), abs=1e-5)
 
 
-def test_interrupted_lora_resumes(settings, tmp_path, monkeypatch):
-    base = run(settings, max_steps=4)
-    changes = {"config_name": None, "tokenizer_name": None, "model": str(base), "use_lora": True}
-    whole = run(settings, **changes, output_dir=str(tmp_path / "whole"))
-    training_step = ClassificationTrainer.training_step
+def test_a_whole_model_replaces_an_adapter(settings, tmp_path):
+    base = run(settings, max_steps=2, output_dir=str(tmp_path / "base"))
+    changes = {"config_name": None, "tokenizer_name": None, "model": str(base), "max_steps": 2}
+    run(settings, **changes, use_lora=True)
+    folder = run(settings, **changes, overwrite_output_dir=True)
+    assert not list(folder.glob("adapter_*"))
+    logits = outputs(folder, settings["test_file"])
+    assert np.exp(logits) / np.exp(logits).sum(1, keepdims=True) == pytest.approx(predictions(folder), abs=1e-5)
 
-    def interrupted(self, *arguments):
-        if self.state.global_step == 9:
-            raise KeyboardInterrupt
-        return training_step(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTrainer, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, **changes, output_dir=str(tmp_path / "broken"))
-    assert numbers(run(settings, **changes, output_dir=str(tmp_path / "broken"))) == numbers(whole)
+def test_an_adapter_loads_from_any_folder(settings, tmp_path, monkeypatch):
+    base = run(settings, max_steps=2, output_dir=str(tmp_path / "base"))
+    monkeypatch.chdir(tmp_path)
+    changes = {"config_name": None, "tokenizer_name": None, "model": "base", "use_lora": True, "max_steps": 2}
+    folder = run(settings, **changes)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert predicted(folder, settings["test_file"]) == pytest.approx(predictions(folder), abs=1e-5)
+    saved = sum(value.numel() for value in safetensors.torch.load_file(folder / "adapter_model.safetensors").values())
+    assert results(folder)["trainable_parameters"] == saved
+    assert results(folder)["parameters"] == results(base)["parameters"] + saved - head_size(base)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(SystemExit, match="is an adapter of the model in .*base, which is not there; put that"):
+        predicted(folder, settings["test_file"])
+
+
+def head_size(folder: Path) -> int:
+    return sum(value.numel() for name, value in weights(folder).items() if "pooler" in name or "classifier" in name)
 
 
 # -- training options ----------------------------------------------------------------------------------------------
@@ -524,28 +338,9 @@ def test_averaged_weights_are_those_that_are_evaluated_and_kept(settings, tmp_pa
     assert np.exp(logits) / np.exp(logits).sum(1, keepdims=True) == pytest.approx(predictions(averaged), abs=1e-5)
 
 
-def test_interrupted_averages_of_weights_resume(varied, tmp_path, monkeypatch):
-    varied |= {"ema_decay": 0.9}
-    whole = run(varied)
-    broken = varied | {"output_dir": str(tmp_path / "broken")}
-    interrupt(broken, monkeypatch, step=9)
-    resumed = run(broken)
-    assert numbers(resumed) == numbers(whole) and losses(resumed) == losses(whole)
-    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
-
-
 def test_early_stopping_ends_a_run_that_no_longer_improves(settings):
     found = results(run(settings, max_steps=400, eval_steps=4, early_stopping=2, learning_rate=2e-2))
     assert found["global_step"] < 400 and found["global_step"] - found["best_step"] == 8
-
-
-def test_early_stopping_counts_on_after_an_interruption(settings, tmp_path, monkeypatch):
-    options = settings | {"max_steps": 400, "eval_steps": 4, "early_stopping": 2, "learning_rate": 2e-2}
-    found = results(run(options))
-    broken = options | {"output_dir": str(tmp_path / "broken")}
-    interrupt(broken, monkeypatch, step=found["best_step"] + 6)  # one evaluation after the best has been waited for
-    resumed = results(run(broken))
-    assert resumed["global_step"] == found["global_step"] == found["best_step"] + 8
 
 
 def test_a_collapsed_run_is_stopped_and_says_why(settings, caplog):
@@ -634,260 +429,3 @@ def test_kmer_logistic_on_the_benchmark(settings, shared_data, tmp_path, task, m
     words = ["--model", "kmer-logistic", "--task_name", task, "--data_dir", str(data), "--output_dir", str(tmp_path)]
     run_classification.main(words)
     assert 100 * results(tmp_path)["test_mcc"] == pytest.approx(mcc, abs=0.3)
-
-
-@pytest.fixture
-def seen(monkeypatch) -> dict:
-    """What a run would have trained with."""
-    found = {}
-    monkeypatch.setattr(
-        run_classification, "fine_tune", lambda model, _, args, data: found.update(model=model, args=args, data=data)
-    )
-    return found
-
-
-@pytest.fixture
-def mouse_task(settings, tmp_path, tables) -> dict:
-    """Settings for a task of the benchmark that says itself how long to train."""
-    folder = tmp_path / "GUE" / "mouse" / "2"
-    folder.mkdir(parents=True)
-    for split, name in (("train", "train_file"), ("dev", "validation_file"), ("test", "test_file")):
-        shutil.copy(tables[name], folder / f"{split}.csv")
-    none = dict.fromkeys(("train_file", "validation_file", "test_file", "max_steps", "learning_rate"))
-    return settings | none | {"task_name": "mouse/2", "data_dir": str(tmp_path)}
-
-
-def test_a_task_brings_its_files_labels_and_length_of_training(mouse_task, seen):
-    run(mouse_task)
-    assert seen["args"].max_steps == 1000 and len(seen["data"].labels.names) == 2
-    assert seen["args"].learning_rate == 3e-5 and seen["args"].weight_decay == 0.01
-    assert seen["args"].get_warmup_steps(1000) == 50 and seen["args"].metric_for_best_model == "eval_loss"
-
-
-@pytest.mark.parametrize(("task", "either"), [("mouse/2", True), ("prom/prom_core_tata", False)])
-def test_auto_reads_both_strands_where_the_task_has_none(mouse_task, tmp_path, seen, task, either):
-    if task != "mouse/2":
-        shutil.copytree(tmp_path / "GUE" / "mouse" / "2", tmp_path / "GUE" / task)
-    run(mouse_task, task_name=task, augment_reverse_complement="auto", average_strands="auto")
-    assert seen["args"].augment_reverse_complement is either and seen["args"].average_strands is either
-
-
-def test_strands_are_chosen_as_any_switch_is(mouse_task, seen):
-    run(mouse_task, augment_reverse_complement=[])  # the flag alone
-    assert seen["args"].augment_reverse_complement is True and seen["args"].average_strands is False
-    run(mouse_task, augment_reverse_complement="no", average_strands="yes")
-    assert seen["args"].augment_reverse_complement is False and seen["args"].average_strands is True
-
-
-def test_long_rows_go_through_the_model_few_at_a_time(settings, tmp_path, seen):
-    table = write_table(tmp_path / "long.csv", [(random_dna(50_000, seed), seed % 2) for seed in range(4)])
-    run(settings, train_file=table)
-    assert seen["args"].per_device_train_batch_size == 2 and seen["args"].gradient_accumulation_steps == 4
-    run(settings, train_file=table, per_device_train_batch_size=8)
-    assert seen["args"].per_device_train_batch_size == 8 and seen["args"].gradient_accumulation_steps == 1
-
-
-def test_a_recipe_gives_settings_that_flags_override(mouse_task, seen):
-    run(mouse_task, recipe="dnagrinder", classifier_dropout=0.3)
-    assert seen["args"].num_train_epochs == 10 and seen["args"].max_steps <= 0
-    assert seen["model"].classifier_head == "mlp" and seen["model"].classifier_dropout == 0.3
-    run(mouse_task, recipe="dnabert2", num_train_epochs=2)
-    assert seen["args"].num_train_epochs == 2 and seen["model"].classifier_head == "pooler"
-
-
-@pytest.mark.parametrize(("kind", "rate"), [("yaml", "5e-5"), ("json", "3e-05")])
-def test_a_file_of_settings_reads_as_flags_do(settings, tmp_path, seen, kind, rate):
-    content = settings | {"model": "anything", "config_name": None, "lr_scheduler_kwargs": {"num_cycles": 2}}
-    del content["learning_rate"]
-    lines = [f'"{name}": {json.dumps(value)}' for name, value in content.items()] + [f'"learning_rate": {rate}']
-    path = tmp_path / f"settings.{kind}"
-    path.write_text("\n".join(lines) if kind == "yaml" else "{" + ",\n".join(lines) + "}")
-    run_classification.main([str(path)])
-    assert seen["args"].learning_rate == float(rate) and seen["args"].lr_scheduler_kwargs == {"num_cycles": 2}
-    assert seen["model"].model_name_or_path == "anything" and seen["model"].config_name is None
-
-
-def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
-    run(mouse_task, use_lora=True, model="anything", config_name=None)
-    assert seen["args"].learning_rate == 1e-4
-
-
-# -- what is refused -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"config_name": None}, "name a model (--model)"),
-        ({"train_file": None}, "give either --task_name with --data_dir, or --train_file"),
-        ({"task_name": "tf/0"}, "give either --task_name"),
-        ({"task_name": "tf/0", "train_file": None}, "needs --data_dir"),
-        ({"task_name": "tf/9", "train_file": None, "data_dir": "."}, "did you mean"),
-        ({"task_name": "tf/0", "train_file": None, "data_dir": "docs"}, "train.csv of task tf/0 is not under"),
-        ({"merge_lora": True}, "add --use_lora"),
-        ({"use_lora": True}, "adapts a pre-trained model"),
-        ({"learning_rate_sweep": [1e-3]}, "either --learning_rate or --learning_rate_sweep"),
-        ({"validation_split_percentage": 0}, "must lie between 0 and 100"),
-        ({"learning_rate": "nan"}, "a learning rate of nan trains nothing"),
-        ({"train_file": "absent.csv"}, "absent.csv: no such file"),
-        ({"label_column": "class"}, "no column 'class'; the columns are 'sequence', 'label'"),
-        ({"model": "absent", "config_name": None}, "no model configuration at absent"),
-        ({"max_train_samples": -5}, "--max_train_samples -5 leaves nothing to train on"),
-        ({"model": "kmer-logistic", "use_lora": True}, "--use_lora is of no use to kmer-logistic"),
-        ({"model": "kmer-logistic", "class_weights": "balanced"}, "--class_weights is of no use to kmer-logistic"),
-        ({"max_seq_length": 5}, "tokens, more than the 5 that fit; add --truncate"),
-        ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
-        ({"augment_tokens": 2}, "augment_tokens is 2"),
-        ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
-        ({"metric_for_best_model": "eval_f1"}, "'eval_f1'; it must be one of eval_loss, eval_mcc"),
-        ({"metric_for_best_model": "eval_mcc", "problem_type": "regression"}, "eval_mcc is for classes"),
-        ({"greater_is_better": True}, "greater_is_better is True; of eval_loss it is False"),
-        ({"ema_decay": 1.5}, "ema_decay is 1.5; it must lie from 0 to 1"),
-        ({"average_strands": "both"}, "average_strands is 'both'; it must be true, false or auto"),
-        ({"augment_reverse_complement": "auto"}, "--augment_reverse_complement auto follows the task"),
-        ({"problem_type": "ranking"}, "problem_type"),
-        ({"label_smoothing_factor": 1.5}, "label_smoothing_factor is 1.5"),
-        ({"label_smoothing_factor": 0.1, "problem_type": "regression"}, "--label_smoothing_factor is for classes"),
-        ({"config_name": ".", "output_dir": "."}, "is the model's own folder"),
-    ],
-)
-def test_wrong_settings_end_in_one_line(settings, changes, message, capsys):
-    found = error_of(settings, **changes) + capsys.readouterr().err
-    assert message in found
-
-
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_weights_that_are_shared_out_are_refused(settings, monkeypatch, name):
-    parse_settings = run_classification.parse_settings
-
-    def parsed(*arguments):
-        found = parse_settings(*arguments)
-        monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # only now: transformers would look for the package
-        return found
-
-    monkeypatch.setattr(run_classification, "parse_settings", parsed)
-    assert f"which {name} shares out" in error_of(settings)
-
-
-def interrupt(settings, monkeypatch, step=6):
-    """Begin a run and stop it after its first checkpoint."""
-    training_step = ClassificationTrainer.training_step
-
-    def interrupted(self, *arguments):
-        if self.state.global_step == step:
-            raise KeyboardInterrupt
-        return training_step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTrainer, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("learning_rate", 1e-3),
-        ("seed", 7),
-        ("max_train_samples", 40),
-        ("pooling", "mean"),
-        ("augment_crop", 3),
-        ("metric_for_best_model", "eval_mcc"),
-        ("bf16", True),
-        ("max_grad_norm", 0.5),
-        ("early_stopping", 3),
-    ],
-)
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(settings, monkeypatch, name, value):
-    interrupt(settings, monkeypatch)
-    found = error_of(settings, **{name: value})
-    assert "checkpoint-4 was saved with --" + name in found and f"now it is {value}" in found
-
-
-def test_a_checkpoint_of_other_rows_is_not_gone_on_from(settings, tmp_path, monkeypatch):
-    table = shutil.copy(settings["train_file"], tmp_path / "train.csv")
-    settings = settings | {"train_file": str(table)}
-    interrupt(settings, monkeypatch)
-    with open(table, "a") as file:
-        file.write("ACGTACGT,1\r\n")
-    assert "checkpoint-4 was saved with other train rows: the content of the data has changed" in error_of(settings)
-
-
-def test_a_named_checkpoint_is_not_deleted(settings, monkeypatch):
-    interrupt(settings, monkeypatch)
-    checkpoint = Path(settings["output_dir"]) / "checkpoint-4"
-    found = error_of(settings, resume_from_checkpoint=checkpoint, overwrite_output_dir=True)
-    assert "--overwrite_output_dir would delete" in found and "give one of the two" in found
-    assert (checkpoint / "checkpoint_complete.json").is_file()
-
-
-def test_a_finished_run_is_not_overwritten_by_going_on_from_another_folder(settings, tmp_path, monkeypatch):
-    finished = run(settings, max_steps=2, output_dir=str(tmp_path / "finished"))
-    before = weights(finished)
-    interrupt(settings, monkeypatch)
-    changes = {"resume_from_checkpoint": Path(settings["output_dir"]) / "checkpoint-4", "output_dir": str(finished)}
-    assert "finished holds a finished run" in error_of(settings, **changes)
-    assert all(torch.equal(value, before[name]) for name, value in weights(finished).items())
-
-
-def test_a_run_without_its_best_step_is_not_gone_on_from(settings, tmp_path, monkeypatch):
-    interrupt(settings, monkeypatch)
-    os.rename(settings["output_dir"], tmp_path / "moved")
-    data = {"output_dir": str(tmp_path / "moved")}
-    assert "its best step is" in error_of(settings, **data) and not (tmp_path / "moved/all_results.json").exists()
-
-
-def test_a_whole_model_replaces_an_adapter(settings, tmp_path):
-    base = run(settings, max_steps=2, output_dir=str(tmp_path / "base"))
-    changes = {"config_name": None, "tokenizer_name": None, "model": str(base), "max_steps": 2}
-    run(settings, **changes, use_lora=True)
-    folder = run(settings, **changes, overwrite_output_dir=True)
-    assert not list(folder.glob("adapter_*"))
-    logits = outputs(folder, settings["test_file"])
-    assert np.exp(logits) / np.exp(logits).sum(1, keepdims=True) == pytest.approx(predictions(folder), abs=1e-5)
-
-
-def test_predictions_of_an_earlier_run_are_deleted(settings):
-    run(settings, max_steps=2)
-    folder = run(settings, max_steps=2, test_file=None, overwrite_output_dir=True)
-    assert (folder / "validation_predictions.csv").is_file() and not (folder / "test_predictions.csv").exists()
-
-
-def test_an_adapter_loads_from_any_folder(settings, tmp_path, monkeypatch):
-    base = run(settings, max_steps=2, output_dir=str(tmp_path / "base"))
-    monkeypatch.chdir(tmp_path)
-    changes = {"config_name": None, "tokenizer_name": None, "model": "base", "use_lora": True, "max_steps": 2}
-    folder = run(settings, **changes)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert predicted(folder, settings["test_file"]) == pytest.approx(predictions(folder), abs=1e-5)
-    saved = sum(value.numel() for value in safetensors.torch.load_file(folder / "adapter_model.safetensors").values())
-    assert results(folder)["trainable_parameters"] == saved
-    assert results(folder)["parameters"] == results(base)["parameters"] + saved - head_size(base)
-    base.rename(tmp_path / "moved")
-    with pytest.raises(SystemExit, match="is an adapter of the model in .*base, which is not there; put that"):
-        predicted(folder, settings["test_file"])
-
-
-def head_size(folder: Path) -> int:
-    return sum(value.numel() for name, value in weights(folder).items() if "pooler" in name or "classifier" in name)
-
-
-def test_warm_up_may_be_a_share_of_the_run(mouse_task, seen):
-    run(mouse_task, warmup_ratio=0.02)
-    assert seen["args"].get_warmup_steps(1000) == 20
-
-
-def test_a_task_that_has_a_dev_split_needs_its_file(mouse_task, seen):
-    (Path(mouse_task["data_dir"]) / "GUE/mouse/2/dev.csv").unlink()
-    assert "dev.csv of task mouse/2 is not under" in error_of(mouse_task)
-
-
-def test_rows_left_out_are_not_counted(settings):
-    assert results(run(settings, max_steps=1, max_train_samples=40))["data"]["rows"]["train"] == 40
-
-
-def test_a_finished_run_is_not_overwritten(settings):
-    run(settings, max_steps=2)
-    assert "holds a finished run; choose another --output_dir, or start over with" in error_of(settings)
-    run(settings, max_steps=2, overwrite_output_dir=True)
