@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import append_rows, machine
-from inference.reading import read_records
+from corpus.fasta import FastaError
+from inference.reading import SequenceInputError, read_records
 
 SCRIPT = Path(__file__).parents[1] / "run_classification.py"
 ROWS = 4  # of training, as many of validation
@@ -64,7 +65,10 @@ def main():
     parser.add_argument("--lengths", type=int, nargs="+", default=[120_000], help="bp of a row")
     parser.add_argument("--dry-run", action="store_true", help="print, but do not append to the CSV")
     options = parser.parse_args()
-    sequences = [record.sequence for record in read_records(options.genome)]
+    try:
+        sequences = [record.sequence for record in read_records(options.genome)]
+    except (FastaError, SequenceInputError) as error:
+        raise SystemExit(error) from None
     for length in options.lengths:
         contigs = [sequence for sequence in sequences if len(sequence) >= length]
         if not contigs:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from gue.tasks import SPLITS, KnownSplit, Task, UnknownTaskError, find_tasks
 from tokenization.alphabet import normalize
+from training.sources import csv_reader
 
 MAX_MESSAGES = 3  # of one kind in one file
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
@@ -107,22 +108,20 @@ def _read_rows(task: Task, found: Split, content: bytes):
         line = content[: error.start].count(b"\n") + 1
         found.problems.append(f"{found.path}, line {line}: byte {content[error.start]:#04x} is no text; not a CSV file")
         return
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip().lower() for name in next(reader, [])]
-    wanted = 2 if task.pair else 1
-    columns = [i for i, name in enumerate(header) if name != "label"][:wanted]
-    if "label" not in header or len(columns) < wanted or (not task.pair and "sequence" not in header):
-        names = "two sequences and label" if task.pair else "sequence,label"
-        other = next((mark for mark in "\t;|" if len(header) == 1 and mark in header[0]), None)
-        what = f"the columns are {','.join(header) or '(none)'}, not {names}"
-        what = f"the fields are separated by {other!r}, not by commas" if other else what
-        found.problems.append(f"{found.path}, line 1: {what}")
-        return
-    label = header.index("label")
-    columns = columns if task.pair else [header.index("sequence")]
-    complaints = Counter()
+    reader, complaints = csv_reader(io.StringIO(text, newline="")), Counter()
     try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        wanted = 2 if task.pair else 1
+        columns = [i for i, name in enumerate(header) if name != "label"][:wanted]
+        if "label" not in header or len(columns) < wanted or (not task.pair and "sequence" not in header):
+            names = "two sequences and label" if task.pair else "sequence,label"
+            other = next((mark for mark in "\t;|" if len(header) == 1 and mark in header[0]), None)
+            what = f"the columns are {','.join(header) or '(none)'}, not {names}"
+            what = f"the fields are separated by {other!r}, not by commas" if other else what
+            found.problems.append(f"{found.path}, line 1: {what}")
+            return
+        label = header.index("label")
+        columns = columns if task.pair else [header.index("sequence")]
         for row in filter(None, reader):
             try:
                 found.rows.append(_parse_row(row, columns, label, len(header)))

@@ -9,7 +9,6 @@ import argparse
 import csv
 import gzip
 import io
-import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from corpus.fasta import GZIP_MAGIC, read_fasta
 from tokenization.alphabet import normalize
-from training.sources import COMPRESSED_SUFFIXES, DELIMITERS, FASTA_SUFFIXES, TEXT_SUFFIXES
+from training.sources import COMPRESSED_SUFFIXES, DELIMITERS, FASTA_SUFFIXES, TEXT_SUFFIXES, csv_reader
 
 FASTQ_SUFFIXES = (".fq", ".fastq")
 NAME_COLUMNS = ("name", "id")  # of a table, when no other is asked for
@@ -269,8 +268,7 @@ def _fastq_rows(path: Path):
 
 
 def _delimited_rows(path: Path, delimiter: str, sequence_column: str, name_column: str | None, pair_column: str | None):
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may hold a chromosome
-    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
+    reader = csv_reader(read_lines(path), delimiter)
     try:
         header = [title.strip() for title in next(reader, [])]
         columns = _columns(path, header, sequence_column, name_column, pair_column)

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import math
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from inference.reading import SequenceInputError, check_plain_parquet, read_lines, reverse_complement
 from tokenization.alphabet import normalize
-from training.sources import COMPRESSED_SUFFIXES, DELIMITERS, SPLIT_SEED
+from training.sources import COMPRESSED_SUFFIXES, DELIMITERS, SPLIT_SEED, csv_reader
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
@@ -106,9 +105,12 @@ def pair_columns(path: str | Path, labels: tuple[str, ...]) -> Columns:
     The first two columns of a table besides the labels, as the paired tasks of GUE+ have them in no fixed names.
 
     Raises:
-        LabelledDataError: there are no two.
+        LabelledDataError: there are no two, or the first line is no CSV.
     """
-    header = [title.strip() for title in next(csv.reader(read_lines(path)), [])]
+    try:
+        header = [title.strip() for title in next(csv_reader(read_lines(path)), [])]
+    except csv.Error as error:
+        raise LabelledDataError(f"{path}, line 1: {error}") from None
     titles = [title for title in header if title not in labels]
     if len(titles) < 2:
         raise LabelledDataError(
@@ -286,8 +288,7 @@ def _table(path: Path, names: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _delimited(path: Path, delimiter: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may hold a chromosome
-    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
+    reader = csv_reader(read_lines(path), delimiter)
     try:
         header = [title.strip() for title in next(reader, [])]
         if len(header) == 1:

@@ -7,9 +7,8 @@ Everything downstream sees (name, sequence in the letters ACGTN) and runs of ACG
 import csv
 import gzip
 import io
-import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -102,14 +101,19 @@ def _read_text(path: Path) -> Iterator[tuple[str, str]]:
         yield f"line {number}", line
 
 
+def csv_reader(lines: Iterable[str], delimiter: str = ","):
+    """A strict `csv.reader` whose fields may hold a chromosome."""
+    csv.field_size_limit(2**31 - 1)  # the most that Windows takes
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
 def _read_delimited(path: Path, delimiter: str, column: str) -> Iterator[tuple[str, str]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may hold a chromosome
-    reader = csv.reader(_lines(path), delimiter=delimiter)
-    header = next(reader, [])
-    if column not in header:
-        raise _absent_column(path, column, header)
-    index = header.index(column)
+    reader = csv_reader(_lines(path), delimiter)
     try:
+        header = next(reader, [])
+        if column not in header:
+            raise _absent_column(path, column, header)
+        index = header.index(column)
         for row in reader:
             if row and len(row) <= index:
                 raise SequenceFileError(f"{path}, line {reader.line_num}: {len(row)} fields; {column!r} is missing")

@@ -13,7 +13,7 @@ from corpus.fasta import FastaError
 from gue.check import check_split
 from gue.tasks import find_task
 from inference.reading import Genome, SequenceInputError, read_records, reverse_complement
-from training.classification_data import Columns, read_labelled
+from training.classification_data import Columns, pair_columns, read_labelled
 from training.sources import read_sequences
 
 SEQUENCES = {"a": b"ACGTNNA", "b": b"TTTT"}
@@ -183,22 +183,33 @@ def test_two_contigs_of_one_name_are_refused(tmp_path):
         Genome(written(tmp_path, "g.fa", ">a\nACGT\n>a\nGGGG\n"))
 
 
-@pytest.mark.parametrize(
+tables = pytest.mark.parametrize(
     "read",
     [
         lambda path: list(read_records(path)),
         lambda path: list(read_sequences(path)),
         lambda path: read_labelled({"train": [path]}, Columns("sequence", None, ("label",))),
-        lambda path: check_split(find_task("tf/0"), "train", path),
+        lambda path: pair_columns(path, ("label",)),
+        lambda path: check_split(find_task("tf/0"), "train", path).problems,
     ],
 )
+
+
+@tables
+def test_a_stray_quote_in_a_header_is_named(tmp_path, read):
+    path = written(tmp_path, "x.csv", '"sequence"s,pair,label\nACGT,ACGT,0\n')
+    with pytest.raises(ValueError, match="x.csv, line 1: .*expected after"):
+        raise ValueError(read(path))
+
+
+@tables
 def test_tables_are_read_where_a_long_of_c_has_32_bits(tmp_path, monkeypatch, read):
     def field_size_limit(limit):
         if limit >= 2**31:
             raise OverflowError("Python int too large to convert to C long")
 
     monkeypatch.setattr(csv, "field_size_limit", field_size_limit)
-    read(written(tmp_path, "x.csv", "sequence,label\nACGT,0\nTTTT,1\n"))
+    read(written(tmp_path, "x.csv", "sequence,pair,label\nACGT,ACGT,0\nTTTT,ACGT,1\n"))
 
 
 @pytest.mark.parametrize("path", ["none.csv", "none.fa"])
