@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from modeling.configuration_strandbert import AUTO_MAP
 from tokenization.tokenizer_files import save_tokenizer_files, write_text_atomically
 
 from .card import ROOT, tomllib
-from .checkpoint import read_json
+from .checkpoint import ConversionError, read_json
 
 CODE_FOLDER = ROOT / "modeling"
 SOURCE_ONLY = re.compile(r"_.*|transformers_version|use_cache")  # settings of a config.json that are not published
@@ -55,10 +56,11 @@ def foreign_code(folder: str | Path) -> list[str]:
     What loading a folder with trust_remote_code could run that is not the code of modeling/; empty when nothing is.
 
     One line for every .py file, at any depth, that is not a file of modeling/ byte for byte, for every auto_map entry
-    that leads elsewhere, and for an adapter, in whose place transformers loads its base model. Raises ConversionError
-    for JSON that cannot be read.
+    that is not one of AUTO_MAP, and for an adapter, in whose place transformers loads its base model. Raises
+    ConversionError for JSON that cannot be read, and for code that is a dangling link.
     """
     folder = Path(folder)
+    check_links(folder)
     ours = {path.name: path.read_bytes() for path in code_files()}
     lines = []
     for path in sorted(folder.rglob("*.py")):
@@ -71,11 +73,21 @@ def foreign_code(folder: str | Path) -> list[str]:
         auto_map = read_json(path).get("auto_map") or {}
         references = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
         for reference in flat(references):
-            if reference is not None and f"{reference}".split(".")[0] + ".py" not in ours:
+            if reference is not None and reference not in AUTO_MAP.values():
                 lines.append(f"{path.name}: auto_map names {reference!r}, which is not in StrandBERT")
     if (folder / "adapter_config.json").exists():
         lines.append("adapter_config.json names a base model, which would be loaded with its own code")
     return lines
+
+
+def check_links(folder: Path) -> None:
+    """Raise ConversionError for a .py file, at any depth, that is a link to a file that is not there."""
+    for path in sorted(folder.rglob("*.py")):
+        if path.is_symlink() and not path.exists():
+            raise ConversionError(
+                f"{path} is a dangling link to {path.readlink()}; copy the folder that it came from with cp -rL, which "
+                "copies the files themselves"
+            )
 
 
 def flat(values: Iterable) -> Iterator:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .checkpoint import ConversionError, check_first_bytes, read_json, weight_files
-from .folder import foreign_code, sha256_of, simulated_hub_cache
+from .folder import check_links, foreign_code, sha256_of, simulated_hub_cache
 from .reference import REFERENCE_FILE, read_reference, read_tokenizer, write_reference
 
 FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
@@ -92,6 +92,7 @@ def check_files(folder: Path) -> None:
     absent = [key for key in ("architectures", "auto_map") if not config.get(key)]
     if absent:
         raise VerificationError(f"{folder / 'config.json'} lacks {', '.join(absent)}; it does not say what to load")
+    check_links(folder)
     for path in weight_files(folder):
         check_first_bytes(path)
     read_tokenizer(folder / "tokenizer.json")

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from hub_configs.checkpoint import ConversionError
 from hub_configs.convert import convert
 from hub_configs.convert import main as convert_tool
 from hub_configs.folder import foreign_code, sha256_of, write_model_code
@@ -161,12 +162,33 @@ def test_additional_code_is_named_and_not_run(folder, capsys):
     assert "tools/extra.py is not a file of StrandBERT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", ["someone/else--modeling_strandbert.StrandBertModel", "/tmp/x.Y", ["x.Y", None]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "someone/else--modeling_strandbert.StrandBertModel",
+        "modeling_strandbert.someone/else--modeling_strandbert.StrandBertModel",  # split at -- first
+        "/tmp/x.Y",
+        "../modeling_strandbert.StrandBertModel",
+        ["x.Y", None],
+    ],
+)
 def test_an_auto_map_that_leads_elsewhere_is_named_and_not_followed(folder, capsys, value):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "auto_map": {"AutoTokenizer": value}}))
     assert verify_tool([str(folder)]) == 1
     assert "tokenizer_config.json: auto_map names" in capsys.readouterr().err
+
+
+def test_code_that_is_a_dangling_link_is_named_with_what_to_do(folder, capsys):
+    for path in folder.glob("*.py"):
+        path.unlink()
+        path.symlink_to(f"../../modeling/{path.name}")  # as cp -r of hub_configs/strandbert-tiny leaves them
+    with pytest.raises(ConversionError, match="alibi_attention.py is a dangling link .* cp -rL"):
+        foreign_code(folder)
+    for options in ([], ["--trust-code"], ["--write-reference"]):
+        assert verify_tool([str(folder), *options]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert "alibi_attention.py is a dangling link to ../../modeling/alibi_attention.py; copy" in line
 
 
 def test_the_base_model_of_an_adapter_is_not_followed(folder, capsys):
