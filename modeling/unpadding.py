@@ -145,17 +145,21 @@ class SequenceLayout:
         return rows.masked_fill(empty.unsqueeze(1), 0)
 
     def mean_tokens(self, tokens: Tensor) -> Tensor:
-        """(total_tokens, hidden) -> (num_sequences, hidden): mean of each sequence's tokens, zeros for an empty one."""
+        """
+        (total_tokens, hidden) -> (num_sequences, hidden): mean of each sequence's tokens, zeros for an empty one. fp16
+        and bf16 are summed in fp32.
+        """
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
         if self.grid_mask is not None or self.uniform:
             grid = tokens.reshape(self.batch_size, self.length, -1)
             if self.grid_mask is None:
                 return grid.mean(dim=1)
-            sums = (grid * self.grid_mask.unsqueeze(2)).sum(dim=1)
-            return sums / self.grid_mask.sum(dim=1, keepdim=True).clamp(min=1)
+            sums = (grid * self.grid_mask.unsqueeze(2)).sum(dim=1, dtype=dtype)
+            return (sums / self.grid_mask.sum(dim=1, keepdim=True).clamp(min=1)).to(tokens.dtype)
         lengths = self.cu_seqlens.diff().long()
         sequence = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
-        sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sequence, tokens)
-        return sums / lengths.clamp(min=1).unsqueeze(1)
+        sums = tokens.new_zeros(len(lengths), tokens.shape[1], dtype=dtype).index_add(0, sequence, tokens.to(dtype))
+        return (sums / lengths.clamp(min=1).unsqueeze(1)).to(tokens.dtype)
 
     def max_tokens(self, tokens: Tensor) -> Tensor:
         """

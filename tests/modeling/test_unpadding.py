@@ -64,6 +64,23 @@ def test_mean_and_maximum_are_of_the_tokens_of_a_sequence_and_zero_for_none(layo
         torch.testing.assert_close(pooled, torch.stack([expected[0], torch.zeros(5), expected[1]]))
 
 
+@pytest.mark.parametrize("form", ["padded", "packed", "traced", "uniform"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_of_many_half_precision_tokens_is_rounded_once(form, dtype):
+    length, ones = 4000, torch.ones(2, 4000, dtype=torch.bool)
+    tokens = (20 + torch.rand(2 * length, 3, generator=torch.Generator().manual_seed(0))).to(dtype)
+    layout = {
+        "padded": layout_from_mask(2, length + 1, torch.nn.functional.pad(ones, (0, 1)), "cpu"),
+        "packed": layout_from_cu_seqlens(1, 2 * length, torch.tensor([0, length, 2 * length]), None, "cpu"),
+        "traced": SequenceLayout(2, length, torch.tensor([0, length, 2 * length]), length, grid_mask=ones),
+        "uniform": layout_from_mask(2, length, None, "cpu"),
+    }[form]
+    mean = layout.mean_tokens(tokens)
+    assert mean.dtype == dtype
+    expected = tokens.double().view(2, length, 3).mean(1)
+    assert ((mean.double() - expected).abs() <= torch.finfo(dtype).eps * expected).all()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 def test_the_gradient_of_a_maximum_reaches_the_token_that_holds_it(layout):
     grid = torch.tensor([[[50.0], [-3.0], [-2.0]], [[50.0], [50.0], [50.0]], [[-7.0], [50.0], [50.0]]])
