@@ -324,7 +324,8 @@ def _call_flash_attention_2(query, key, value, slopes, layout: SequenceLayout, d
 
 
 def _distance_vector(slopes: Tensor, length: int, like: Tensor) -> Tensor:
-    """(heads, 2 * length - 1): -slope * |distance| for distances -(length - 1) .. length - 1."""
+    """(heads, 2 * length - 1): -slope * |distance| for distances -(length - 1) .. length - 1; fp64 for fp64."""
+    slopes = slopes.to(torch.promote_types(slopes.dtype, like.dtype))
     distance = torch.arange(-(length - 1), length, device=slopes.device).abs().to(slopes.dtype)
     vector = -slopes[:, None] * distance
     if like.dtype == torch.float64 or like.device.type != "cpu":
@@ -457,6 +458,7 @@ def _traced_attention(query, key, value, slopes, layout: SequenceLayout, dropout
         raise ValueError("packed input cannot be traced; compile or export the model with padded batches")
     grid = (layout.batch_size, layout.length, *query.shape[1:])
     q, k, v = (tensor.view(grid).transpose(1, 2) for tensor in (query, key, value))
+    slopes = slopes.to(torch.promote_types(slopes.dtype, query.dtype))
     if layout.grid_mask is None:
         bias = alibi_bias(slopes, layout.length).to(query.dtype)
     else:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modeling import alibi_attention as attention
 from modeling.key_ranges import band_widths
-from modeling.unpadding import layout_from_cu_seqlens
+from modeling.unpadding import SequenceLayout, layout_from_cu_seqlens
 
 FAST_BACKENDS = {"sdpa": attention.sdpa_attention, "alibi_banded": attention.banded_attention}
 
@@ -69,6 +69,24 @@ def test_output_equals_fp64(name, lengths):
     query, key, value = random_qkv(sum(lengths), heads=6, head_dim=16)
     output = attention.alibi_attention(query, key, value, slopes_of(6), layout, backend=name)
     assert (output - exact(query, key, value, layout)).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("name", FAST_BACKENDS)
+def test_fp64_input_is_computed_in_fp64_throughout(name):
+    layout = packed([1500, 3, 100])
+    inputs = random_qkv(1603, heads=12, head_dim=8, dtype=torch.float64)  # slopes that are no powers of 2
+    output = attention.alibi_attention(*inputs, slopes_of(12), layout, backend=name)
+    expected = attention.alibi_attention(*inputs, slopes_of(12), layout, backend="eager")
+    assert (output - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 300, dtype=torch.bool)])
+def test_traced_fp64_input_is_computed_in_fp64_throughout(mask):
+    inputs = random_qkv(300, heads=12, head_dim=8, dtype=torch.float64)
+    grid = SequenceLayout(1, 300, torch.tensor([0, 300], dtype=torch.int32), 300, grid_mask=mask)
+    output = attention._traced_attention(*inputs, slopes_of(12), grid, 0.0)
+    expected = attention.eager_attention(*inputs, slopes_of(12), packed([300]))[0]
+    assert (output - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", ["eager", *FAST_BACKENDS])
