@@ -65,9 +65,10 @@ class Limits:
     min_frequency: int = 1
     max_token_length: int = NO_LENGTH_LIMIT
 
-    def allows(self, left: int, right: int, lengths: np.ndarray) -> bool:
+    def allows(self, left: np.ndarray, right: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Whether the pairs of these ids may be merged; left, right: integers of shapes that broadcast."""
         # As in tokenizers: strictly below, and a pair of letters is always allowed.
-        return (left < 4 and right < 4) or lengths[left] + lengths[right] < self.max_token_length
+        return ((left < 4) & (right < 4)) | (lengths[left] + lengths[right] < self.max_token_length)
 
 
 class PairTable:
@@ -85,8 +86,7 @@ class PairTable:
         """Pairs that may still be merged, best first: (keys, counts)."""
         slots = np.flatnonzero((self.keys != 0) & (self.counts >= self.floor))
         keys, counts = self.keys[slots].astype(np.int64) - 1, self.counts[slots]
-        left, right = keys >> 16, keys & 65535
-        allowed = ((left < 4) & (right < 4)) | (lengths[left] + lengths[right] < limits.max_token_length)
+        allowed = limits.allows(keys >> 16, keys & 65535, lengths)
         keys, counts = keys[allowed], counts[allowed]
         order = np.lexsort((keys, -counts))
         return keys[order], counts[order]
@@ -170,7 +170,8 @@ def train(store, progress: Progress, limits: Limits, report: Callable[[int], Non
 def merge_while_dense(store, progress: Progress, limits: Limits, report: Callable[[int], None]) -> PairTable | None:
     """First stage: few tokens with many occurrences each. Every pass merges a batch and counts all pairs.
 
-    Returns the pairs left, once the positions of several fit the pool.
+    Returns the pairs left, once the positions of several fit the pool, or no more tokens fit this stage. Raises
+    ValueError in the latter case for a corpus on disk.
     """
     while not progress.finished and progress.tokens < 1 << MOST_DENSE_BITS:
         if progress.tokens >= 240 and not store.wide:
@@ -180,15 +181,17 @@ def merge_while_dense(store, progress: Progress, limits: Limits, report: Callabl
         for tokens in store.arrays():
             kernels.count_dense(tokens, len(tokens), bits, counts)
         counts = counts.reshape(1 << bits, -1)[: progress.tokens, : progress.tokens]
-        if counts.max() * 4 <= store.positions:
-            return table_of_counts(counts, progress, limits)
+        ids = np.arange(progress.tokens)
+        counts[~limits.allows(ids[:, None], ids, progress.lengths)] = 0
         room = (1 << bits) - 1 - progress.tokens
+        if counts.max() * 4 <= store.positions or (room == 0 and isinstance(store, TokensInMemory)):
+            return table_of_counts(counts, progress, limits)
         if room == 0:
             raise ValueError(
                 f"the memory budget is too small: the most frequent pair has {counts.max():,} positions; "
                 f"give {counts.max() * 4 // store.positions + 1} times as much"
             )
-        batch = commuting_batch(counts, progress, limits)[: min(room, len(progress.merges) - progress.done)]
+        batch = commuting_batch(counts, limits)[: min(room, len(progress.merges) - progress.done)]
         if not batch:
             return None
         kind = np.uint16 if store.wide else np.uint8
@@ -209,10 +212,11 @@ def table_of_counts(counts: np.ndarray, progress: Progress, limits: Limits) -> P
     return PairTable.of_pairs(left << 16 | right, counts[left, right], floor, progress.tokens)
 
 
-def commuting_batch(counts: np.ndarray, progress: Progress, limits: Limits) -> list[tuple[int, int]]:
-    """The next merges that do not change each other's counts, in order; counts: (tokens, tokens).
+def commuting_batch(counts: np.ndarray, limits: Limits) -> list[tuple[int, int]]:
+    """The next merges that do not change each other's counts, in order.
 
-    A pair of a token with itself ends a batch: what it gives birth to may come next.
+    counts: (tokens, tokens), 0 for pairs that may not be merged. A pair of a token with itself ends a batch: what it
+    gives birth to may come next.
     """
     batch, lefts, rights = [], set(), set()
     size = len(counts)
@@ -220,8 +224,6 @@ def commuting_batch(counts: np.ndarray, progress: Progress, limits: Limits) -> l
         left, right = divmod(int(flat), size)
         if counts[left, right] < limits.min_frequency:
             break
-        if not limits.allows(left, right, progress.lengths):
-            continue
         if left in rights or right in lefts:
             break
         batch.append((left, right))

@@ -63,6 +63,12 @@ def test_a_floor_that_proves_too_high_is_lowered_by_counting_again(monkeypatch, 
     assert len(floors) >= 4 and floors == sorted(floors, reverse=True)
 
 
+def test_pairs_above_the_pool_are_merged_in_memory_when_the_dense_stage_is_full(monkeypatch):
+    monkeypatch.setattr(bpe_trainer, "MOST_DENSE_BITS", 8)
+    words = [dna_like(seed=9, length=20_000)]
+    assert our_merges(words, 400, positions=1) == reference_merges(words, 400)
+
+
 def test_a_full_pair_table_is_replaced_by_a_larger_one(monkeypatch):
     sizes = []
     build = PairTable.of_pairs.__func__
@@ -131,8 +137,7 @@ def test_sparse_counts_pass_the_32_bit_limit():
 
 def test_order_of_merges_is_right_above_the_32_bit_limit():
     counts = np.array([[0, ABOVE_INT32 + 5, 7, 0], [0, 0, 0, 0], [0, 0, 0, 2**40], [0, 0, 0, 0]])
-    progress = Progress(np.zeros((9, 3), np.int64))
-    assert commuting_batch(counts, progress, Limits()) == [(2, 3), (0, 1)]
+    assert commuting_batch(counts, Limits()) == [(2, 3), (0, 1)]
 
 
 def test_sparse_merge_prefers_a_count_above_the_32_bit_limit():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenization.oracle import codes_of, dna_like, our_merges, reference_merges, word_lists, write_fasta
+from tokenization import bpe_trainer
 from tokenization.bpe_trainer import Limits, Progress, merges_as_text, train
 from tokenization.tokens_on_disk import TokensOnDisk
 
@@ -51,6 +52,22 @@ def test_merges_of_a_longer_sequence_equal_those_in_memory(tmp_path):
     store = on_disk(tmp_path / "work", words, budget=50_000, block=10)
     assert store.state["segments"] > 20
     assert our_merges(words, 900, store=store) == our_merges(words, 900)
+
+
+def test_pairs_that_may_not_be_merged_need_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(bpe_trainer, "MOST_DENSE_BITS", 8)
+    words = ["A" * 60_000, dna_like(seed=10, length=20_000)]
+    expected = reference_merges(words, 300, max_token_length=6)
+    store = on_disk(tmp_path / "work", words, budget=80_000, block=1)
+    assert our_merges(words, 300, max_token_length=6, positions=4000, store=store) == expected
+
+
+def test_a_budget_below_the_best_pair_of_a_full_dense_stage_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(bpe_trainer, "MOST_DENSE_BITS", 8)
+    words = [dna_like(seed=10, length=20_000)]
+    store = on_disk(tmp_path / "work", words, budget=80_000, block=1)
+    with pytest.raises(ValueError, match="the memory budget is too small: .* give .* times as much"):
+        our_merges(words, 300, positions=10, store=store)
 
 
 def test_resuming_after_every_stage_changes_nothing(tmp_path):
