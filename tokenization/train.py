@@ -46,6 +46,12 @@ def train_files(arguments: argparse.Namespace) -> tuple[list[tuple[str, str, int
     counts = Counts()
     limits = Limits(max(1, arguments.min_frequency), arguments.max_token_length or NO_LENGTH_LIMIT)
     wanted = max(arguments.vocab_size) - FIRST_MERGE_ID
+    unfinished = Path(arguments.output) / "unfinished"
+    if arguments.algorithm == "me-bpe" and (unfinished / "state.json").exists():
+        raise ValueError(
+            f"{unfinished} holds an unfinished exact run, which me-bpe cannot go on with; finish it with its command, "
+            "delete the folder, or choose another --output"
+        )
     bar = tqdm(total=wanted, unit=" merges", desc="training", disable=arguments.quiet, delay=0.1)
 
     def report(done: int) -> None:
@@ -223,6 +229,8 @@ def main(words: list[str] | None = None) -> int:
         Path(arguments.output).mkdir(parents=True, exist_ok=True)
         merges, counts = train_files(arguments)
         save(merges, counts, arguments, time.time() - started)
+        if arguments.algorithm == "exact":
+            shutil.rmtree(Path(arguments.output) / "unfinished", ignore_errors=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             print(f"error: {error.filename or arguments.output}: {error.strerror or error}", file=sys.stderr)
@@ -239,7 +247,6 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; a corpus above the memory budget goes on with the same command", file=sys.stderr)
         return 130
-    shutil.rmtree(Path(arguments.output) / "unfinished", ignore_errors=True)
     share = counts.dropped / max(1, counts.dropped + counts.bases)
     print(
         f"{arguments.output}: vocabulary of {', '.join(map(str, arguments.vocab_size))} tokens from {counts.bases:,} "

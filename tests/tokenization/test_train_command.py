@@ -208,6 +208,15 @@ def test_an_existing_tokenizer_survives_a_failing_run(tmp_path, fasta):
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == before
 
 
+def test_me_bpe_leaves_an_unfinished_exact_run_alone(tmp_path, fasta, capsys):
+    unfinished = tmp_path / "out" / "unfinished"
+    unfinished.mkdir(parents=True)
+    (unfinished / "state.json").write_text("{}")
+    assert run(fasta, "--vocab-size", 100, "--algorithm", "me-bpe", "--output", tmp_path / "out") == 1
+    assert re.search("unfinished holds an unfinished exact run.* delete the folder", capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["unfinished", "state.json"]
+
+
 def test_me_bpe_takes_files_one_by_one_in_order(tmp_path):
     files = [write_fasta(tmp_path / f"{i}.fa", [sequence]) for i, sequence in enumerate(SEQUENCES)]
     for name, order in (("forward", files), ("backward", files[::-1])):
