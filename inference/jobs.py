@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from corpus.fasta import FastaError
 from inference.reading import SequenceInputError, SequenceRecord
+from tokenization.locks import locked_folder
 from tokenization.tokenizer_files import write_text_atomically
 from training.classification_model import ModelError
 from training.storage import StorageError, check_writable, writing_into
@@ -224,23 +225,10 @@ def _check_absent(output: Path, overwrite: bool):
 def _alone(folder: Path) -> Iterator[None]:
     """Make the folder of a job's parts, and keep a second job out of it. Inside, the folder may be removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    if os.name == "nt":  # no locks of folders
+    with locked_folder(folder) as free:
+        if not free:
+            raise JobError(f"{folder}: another job is writing this output; wait until it has ended")
         yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise JobError(f"{folder}: another job is writing this output; wait until it has ended") from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _bases(record: SequenceRecord) -> int:

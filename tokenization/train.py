@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tokenization.bpe_kernels import MAX_TOKENS
 from tokenization.bpe_trainer import NO_LENGTH_LIMIT, Limits, Progress, TokensInMemory, merges_as_text, train
+from tokenization.locks import locked_folder
 from tokenization.me_bpe import train_me_bpe
 from tokenization.peak_memory import peak_memory_bytes
 from tokenization.tokenizer_files import (
@@ -227,10 +228,15 @@ def main(words: list[str] | None = None) -> int:
     started = time.time()
     try:
         Path(arguments.output).mkdir(parents=True, exist_ok=True)
-        merges, counts = train_files(arguments)
-        save(merges, counts, arguments, time.time() - started)
-        if arguments.algorithm == "exact":
-            shutil.rmtree(Path(arguments.output) / "unfinished", ignore_errors=True)
+        with locked_folder(arguments.output) as free:
+            if not free:
+                raise ValueError(
+                    f"--output {arguments.output}: another tokenization.train works in it; wait until it has ended"
+                )
+            merges, counts = train_files(arguments)
+            save(merges, counts, arguments, time.time() - started)
+            if arguments.algorithm == "exact":
+                shutil.rmtree(Path(arguments.output) / "unfinished", ignore_errors=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             print(f"error: {error.filename or arguments.output}: {error.strerror or error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """python -m tokenization.train: what it reads, what it writes, what it refuses."""
 
+import errno
 import gzip
 import json
 import os
@@ -199,6 +200,32 @@ def test_a_full_disk_is_said_and_leaves_no_half_written_file(tmp_path, fasta):
     assert process.returncode == 1
     assert "no room left on the disk" in process.stderr and "Traceback" not in process.stderr
     assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_one_does_not_stand_in_the_way(tmp_path, fasta, capsys):
+    holder = "import sys, time\nfrom tokenization.locks import locked_folder\n"
+    holder += "with locked_folder(sys.argv[1]) as free:\n    print(free, flush=True)\n    time.sleep(60)"
+    (tmp_path / "out").mkdir()
+    first = subprocess.Popen([sys.executable, "-c", holder, tmp_path / "out"], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout.readline() == b"True\n"
+        assert run(fasta, "--vocab-size", 100, "--output", tmp_path / "out") == 1
+        message = f"error: --output {tmp_path / 'out'}: another tokenization.train works in it; wait until it has ended"
+        assert message in capsys.readouterr().err
+        assert list((tmp_path / "out").glob("*")) == []
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    assert run(fasta, "--vocab-size", 100, "--output", tmp_path / "out") == 0
+
+
+def test_a_file_system_without_locks_trains_all_the_same(tmp_path, fasta, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert run(fasta, "--vocab-size", 100, "--output", tmp_path / "out") == 0
 
 
 def test_an_existing_tokenizer_survives_a_failing_run(tmp_path, fasta):
