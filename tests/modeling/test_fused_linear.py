@@ -1,6 +1,7 @@
 """Linear layers through oneDNN equal torch's own, forward and backward, and step aside where they must."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -142,8 +143,29 @@ def test_autocast_and_reference_leave_it_out(calls):
     assert not calls
 
 
+@pytest.mark.parametrize(
+    ("vendor", "capability", "mkl", "slow"),
+    [
+        ("vendor_id : AuthenticAMD", "AVX512", True, True),
+        ("vendor_id : AuthenticAMD", "AVX2", True, False),
+        ("vendor_id : AuthenticAMD", "AVX512", False, False),
+        ("vendor_id : GenuineIntel", "AVX512", True, False),
+        ("", "DEFAULT", False, False),
+    ],
+)
+def test_the_processor_and_no_clock_decides(monkeypatch, vendor, capability, mkl, slow):
+    monkeypatch.undo()
+    monkeypatch.setattr(fused_linear, "_cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("the answer would change from process to process"))
+    assert fused_linear.mkl_is_slow() is slow
+    assert fused_linear.onednn_is_better.__wrapped__(torch.float32) is slow
+
+
 def test_an_inaccurate_or_absent_operator_is_not_used(monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setattr(fused_linear, "mkl_is_slow", lambda: True)
     check = fused_linear.onednn_is_better.__wrapped__
     with monkeypatch.context() as patch:
         patch.setattr(fused_linear, "_onednn_linear", lambda x, w, *_: nn.functional.linear(x, w) + 1)
@@ -162,6 +184,7 @@ def test_the_check_leaves_the_random_stream_alone(monkeypatch):
     torch.manual_seed(0)
     expected = torch.randn(3)
     torch.manual_seed(0)
+    monkeypatch.setattr(fused_linear, "mkl_is_slow", lambda: True)
     fused_linear.onednn_is_better.__wrapped__(torch.float32)
     assert torch.equal(torch.randn(3), expected)
 
