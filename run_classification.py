@@ -14,9 +14,10 @@ Fine-tune a DNA encoder on labelled sequences: a task of the GUE benchmark, or a
   python run_classification.py settings.yaml
 
 The step with the lowest validation loss, or the highest MCC, is kept and tested. The output folder holds the model with
-its label names (pipeline("text-classification", model=folder, trust_remote_code=True)), all_results.json,
-test_predictions.csv, and pictures of the confusion matrix and the curves. Run the same command again to resume after an
-interruption. docs/finetuning.md says what the settings do.
+its label names (pipeline("text-classification", model=folder, trust_remote_code=True); with --use_lora the adapter,
+unless --merge_lora makes a whole model of it), all_results.json, test_predictions.csv, and pictures of the confusion
+matrix and the curves. Run the same command again to resume after an interruption; python -m inference.predict labels
+other sequences. docs/finetuning.md says what the settings do.
 """
 
 import copy
@@ -28,6 +29,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,8 @@ from training.classification_data import (
     split_off_validation,
 )
 from training.classification_model import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     Classifier,
     ModelError,
     add_lora,
@@ -95,13 +99,13 @@ from training.kmer_logistic import CONFIG_FILE as KMER_CONFIG
 from training.kmer_logistic import NAME as KMER_LOGISTIC
 from training.kmer_logistic import KmerLogistic
 from training.metric_plots import draw_training
-from training.storage import StorageError, check_writable, writing_into
+from training.metrics import compute_metrics, label_scale
+from training.storage import StorageError, check_writable, weights_digest, writing_into
 
 logger = logging.getLogger("run_classification")
 
 FINAL_FOLDER = ".final"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-WRITTEN = ("config.json", "model.safetensors", *ADAPTER_FILES, KMER_CONFIG, *REPORTS)
+WRITTEN = ("config.json", "model.safetensors", ADAPTER_CONFIG, ADAPTER_WEIGHTS, KMER_CONFIG, *REPORTS)
 FREE_TO_CHANGE = ("recipe", "trust_remote_code", "attn_implementation")  # between the sessions of one run
 FIXED_TRAINING_SETTINGS = (
     "seed",
@@ -212,6 +216,11 @@ def check_settings(model_args: ModelArguments, data_args: DataArguments, args: F
         )
     if model_args.merge_lora and not model_args.use_lora:
         raise SettingsError("--merge_lora merges adapters; add --use_lora")
+    if model_args.model_name_or_path and (Path(model_args.model_name_or_path) / ADAPTER_CONFIG).is_file():
+        raise SettingsError(
+            f"--model {model_args.model_name_or_path} is an adapter, and a training starts from a whole model: make "
+            "one with --use_lora --merge_lora, or start from the model that the adapter was made from"
+        )
     if model_args.use_lora and not model_args.model_name_or_path:
         raise SettingsError("--use_lora adapts a pre-trained model; name one with --model")
     for source in (model_args.model_name_or_path, model_args.config_name):
@@ -370,6 +379,14 @@ def build_classifier(model_args: ModelArguments, data_args: DataArguments, data:
         trust,
         model_args.attn_implementation,
     )
+    if model_args.model_name_or_path:
+        head = f"new: {', '.join(classifier.random)}" if classifier.random else f"that of {source}, trained further"
+        logger.info("head: %s", head)
+    if data.labels.problem_type == REGRESSION:
+        name, _ = last_linear(classifier.model, len(data.labels.names))
+        if f"{name}.weight" not in classifier.random:  # in units of the labels, where training standardises them
+            mean, deviation = label_scale(data.splits["train"].labels, data.labels)
+            scale_outputs(classifier.model, -mean / deviation, 1 / deviation)
     classifier.model.config.reads_pairs = data.splits["train"].pairs is not None
     classifier.model.config.max_sequence_tokens = data_args.max_seq_length
     if model_args.use_lora:
@@ -394,12 +411,13 @@ def build_trainer(
         raise SettingsError("--augment_tokens works with StrandBERT models only")
     if args.label_smoothing_factor and data.labels.problem_type != SINGLE_LABEL:
         raise SettingsError(f"--label_smoothing_factor is for classes; this is {data.labels.problem_type}")
-    if args.metric_for_best_model == "eval_mcc" and data.labels.problem_type == REGRESSION:
-        raise SettingsError("--metric_for_best_model eval_mcc is for classes; of a regression eval_loss chooses")
-    views = views_of(args.average_strands, args.average_tokens, args.augment_tokens)
-    if data.labels.problem_type == REGRESSION:
-        last_linear(classifier.model, len(data.labels.names))
     balanced = args.class_weights == "balanced"
+    if data.labels.problem_type == REGRESSION:
+        if args.metric_for_best_model == "eval_mcc":
+            raise SettingsError("--metric_for_best_model eval_mcc is for classes; of a regression eval_loss chooses")
+        if balanced:
+            raise SettingsError("--class_weights balanced is for classes; leave it out of a regression")
+    views = views_of(args.average_strands, args.average_tokens, args.augment_tokens)
     train, validation = data.splits["train"], data.splits["validation"]
     if not classifier.packed:
         args.ddp_find_unused_parameters = True  # poolers and heads of other models may take no part in the loss
@@ -441,7 +459,7 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
         if split != "train"
     }
     if data.labels.problem_type == REGRESSION:
-        scale_outputs(classifier.model, trainer.label_mean.cpu(), trainer.label_deviation.cpu())
+        scale_outputs(classifier.model, *label_scale(data.splits["train"].labels, data.labels))
     if model_args.merge_lora:
         trainer.model = classifier.model = classifier.model.merge_and_unload()
     with trainer.writing():
@@ -449,7 +467,9 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
     folder = Path(args.output_dir)
     if args.should_save:
         with trainer.writing():
-            results = write_results(logits, data, folder, args.learning_rate, results, trainer.collapse)
+            results = write_results(
+                logits, data, folder, args.learning_rate, results, trainer.metrics, trainer.collapse
+            )
             history, baseline = trainer.state.log_history, trainer.collapse.constant_loss
             draw_training(history, baseline, results["best_step"], folder)
             write_json(folder / "training_log.json", history)
@@ -461,12 +481,13 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
 
 
 def run_settings(model_args: ModelArguments, data_args: DataArguments, args: FineTuningArguments, data: Data) -> dict:
-    """Everything that a training was asked for, and digests of its rows; saved with its checkpoints and its model."""
+    """What a training was asked for, digests of its rows and of the weights it started from; saved with its model."""
     return {
         "model": asdict(model_args),
         "data": asdict(data_args),
         "training": json.loads(args.to_json_string()),
         "rows": {split: examples.digest() for split, examples in data.splits.items()},
+        "weights": {"model": weights_digest(model_args.model_name_or_path)},
     }
 
 
@@ -487,6 +508,8 @@ def check_same_settings(folder: str | Path, settings: dict):
                 what = f"--{name} {old}, now it is {values[name]}; give the same settings to go on"
                 if group == "rows":
                     what = f"other {name} rows: the content of the data has changed; give the same data to go on"
+                if group == "weights":
+                    what = "other weights to start from: those of --model have changed; put them back to go on"
                 raise CheckpointError(
                     f"{folder} was saved with {what}, choose another --output_dir, or start over with "
                     "--overwrite_output_dir"
@@ -629,7 +652,9 @@ def train_kmer_logistic(data: Data, args: FineTuningArguments):
         remove_earlier(folder)
         model.save(folder)
         logits = {split: model.logits(data.splits[split]) for split in data.splits if split != "train"}
-        show_results(write_results(logits, data, folder, None, {"model": KMER_LOGISTIC} | results), folder)
+        _, deviation = label_scale(data.splits["train"].labels, data.labels)
+        metrics = partial(compute_metrics, problem_type=data.labels.problem_type, deviation=deviation)
+        show_results(write_results(logits, data, folder, None, {"model": KMER_LOGISTIC} | results, metrics), folder)
 
 
 # -- saving --------------------------------------------------------------------------------------------------------

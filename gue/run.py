@@ -10,7 +10,6 @@ may share one --output_dir: each takes runs that no other has taken. Then: pytho
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from gue.cost import count_flops
 from gue.results import COLUMNS, ResultsError, append_row, locked, read_results, row_key
 from gue.tasks import SPLITS, Task, UnknownTaskError, find_tasks
 from tokenization.tokenizer_files import write_text_atomically
-from training.storage import StorageError, check_writable, writing_into
+from training.storage import StorageError, check_writable, weights_digest, writing_into
 
 SCRIPT = Path(__file__).parents[1] / "run_classification.py"
 RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "classification"
@@ -39,7 +38,6 @@ LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # as in training.classification_
 FAILURES_IN_A_ROW = 3  # then something is wrong with all of them
 WAIT_SECONDS = 1  # between looks at a run that another process has taken
 KEPT = ("all_results.json", "log.txt")
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")  # files of a model folder
 OWN_FLAGS = {
     **dict.fromkeys(("model", "model_name_or_path", "config_name"), "--model and --random_weights"),
     **dict.fromkeys(("learning_rate", "learning_rate_sweep"), "--learning_rates"),
@@ -166,19 +164,6 @@ def make_row(arguments: argparse.Namespace, run: Run, results: dict, flops: int 
 def settings_text(arguments: argparse.Namespace) -> str:
     """What distinguishes this use of the model from others, as the report prints it."""
     return " ".join(["random weights"] * arguments.random_weights + [shlex.join(arguments.settings)]).strip()
-
-
-def weights_digest(arguments: argparse.Namespace) -> str:
-    """First digits of the sha256 of the model's weights; "" for a Hub name, random weights and the k-mer baseline."""
-    paths = sorted(path for pattern in WEIGHTS for path in Path(arguments.model).glob(pattern))
-    if arguments.random_weights or not paths:
-        return ""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()[:12]
 
 
 def data_origin(task: Task, data_dir: Path) -> str:
@@ -357,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--script {arguments.script}: no such file")
     try:
         tasks = find_tasks(arguments.tasks)
-        arguments.weights = weights_digest(arguments)
+        arguments.weights = "" if arguments.random_weights else weights_digest(arguments.model)
         check_writable(arguments.output_dir, "--output_dir")
         check_name(arguments)
     except (UnknownTaskError, ResultsError, StorageError) as error:

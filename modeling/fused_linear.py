@@ -1,8 +1,8 @@
 """
 Linear layers on the CPU at the machine's speed: oneDNN, with activation, gate product or residual fused in.
 
-torch sends fp32 `F.linear` to MKL, which leaves the AVX-512 of AMD's CPUs unused; oneDNN, part of every torch
-build for x86, is about twice as fast there. It is used where it is present and accurate and, in fp32, where MKL is slow;
+torch sends fp32 `F.linear` to MKL, which leaves the AVX-512 of AMD's CPUs unused; oneDNN, part of every torch build for
+x86, is about twice as fast there. It is used where it is present and accurate and, in fp32, where MKL is slow;
 everywhere else, and for modules that are not plain `nn.Linear` (LoRA, quantised, hooked), the module itself is called.
 Nothing is timed, so that every process of a machine computes alike. No global setting of torch is touched.
 """
@@ -88,7 +88,7 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def onednn_is_better(dtype: torch.dtype) -> bool:
-    """Whether the operators exist and agree with `F.linear`, and fp32 `F.linear` is slow; found out once, in some ms."""
+    """Whether the operators exist and agree with `F.linear`, and in fp32 `F.linear` is slow; found out once."""
     if dtype == torch.float32 and not mkl_is_slow():
         return False
     random = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))

@@ -84,8 +84,9 @@ class RunArguments(TrainingArguments):
         steps, remainder = divmod(self.global_batch_size, self.batch_size_per_pass)
         if remainder or not steps:
             per_device = math.gcd(self.global_batch_size // self.world_size, self.per_device_train_batch_size)
+            whole = self.batch_size_per_pass * max(1, round(self.global_batch_size / self.batch_size_per_pass))
             advice = (
-                f"set --per_device_train_batch_size to {per_device}, say"
+                f"set --per_device_train_batch_size to {per_device}, say, or --global_batch_size to {whole}"
                 if self.global_batch_size % self.world_size == 0
                 else f"choose a multiple of the {self.world_size} processes"
             )

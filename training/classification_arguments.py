@@ -1,6 +1,7 @@
 """Arguments of fine-tuning, with the papers' values as defaults."""
 
 import argparse
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
 PASS_BASE_PAIRS = 1 << 17  # of one pass, unless the user gives its rows
 BEST_METRICS = {"eval_loss": False, "eval_mcc": True}  # what may choose the best step: whether greater is better
 AUTO = "auto"
+LEAST = {"average_tokens": 1, "augment_crop": 0, "early_stopping": 0, "collapse_patience": 0}
 STRAND_SETTINGS = ("augment_reverse_complement", "average_strands")  # True, False, or AUTO until the task is known
 
 
@@ -81,6 +83,13 @@ class ModelArguments:
         default=False, metadata={"help": "add the adapters to the weights at the end and save a whole model"}
     )
 
+    def __post_init__(self):
+        if self.lora_r < 1 or self.lora_alpha <= 0:
+            raise ValueError(f"lora_r is {self.lora_r} and lora_alpha {self.lora_alpha}; both must be more than 0")
+        for name in ("lora_dropout", "dropout", "classifier_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie from 0 to below 1")
+
 
 @dataclass
 class DataArguments:
@@ -126,6 +135,10 @@ class DataArguments:
         for name in ("train_file", "validation_file", "test_file", "label_column"):
             value = getattr(self, name)
             setattr(self, name, [value] if isinstance(value, str) else value)
+        if len(set(self.label_column)) < len(self.label_column):
+            raise ValueError(f"label_column names a column twice: {' '.join(self.label_column)}")
+        if self.max_seq_length is not None and self.max_seq_length < 3:
+            raise ValueError(f"max_seq_length is {self.max_seq_length}; two special tokens and one of the row are 3")
 
 
 @dataclass
@@ -153,7 +166,7 @@ class FineTuningArguments(RunArguments):
     warmup_steps: float | None = field(
         default=None,
         metadata={
-            "help": "steps of linear warm-up, at most a tenth of the run (below 1: share of the run); default: 50, or "
+            "help": "steps of linear warm-up (below 1: share of the run); default: 50, at most a tenth of the run, or "
             "--warmup_ratio"
         },
     )
@@ -242,15 +255,23 @@ class FineTuningArguments(RunArguments):
         if self.greater_is_better not in (None, greater):
             raise ValueError(f"greater_is_better is {self.greater_is_better}; of {chosen} it is {greater}")
         self.metric_for_best_model, self.greater_is_better = chosen, greater
-        if self.warmup_steps is None and self.warmup_ratio is None:
+        self.warmup_given = not (self.warmup_steps is None and self.warmup_ratio is None)
+        if not self.warmup_given:
             self.warmup_steps = 50
         for name in ("augment_tokens", "layer_decay", "label_smoothing_factor", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie from 0 to 1")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if self.num_train_epochs is not None and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}; it must be more than 0")
+        if not self.do_train:
+            raise ValueError("do_train is False; a saved model is evaluated by python -m inference.predict")
         for name in STRAND_SETTINGS:
             setattr(self, name, _true_false_or_auto(name, getattr(self, name)))
         self.epochs_given = self.num_train_epochs is not None
-        self.num_train_epochs = self.num_train_epochs or 5
+        self.num_train_epochs = 5 if self.num_train_epochs is None else self.num_train_epochs
         if self.average_tokens > 1 and not self.augment_tokens:
             raise ValueError("average_tokens varies tokens by --augment_tokens, which is 0")
         super().__post_init__()
@@ -263,7 +284,8 @@ class FineTuningArguments(RunArguments):
         self.gradient_accumulation_steps = self._accumulation()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        return min(super().get_warmup_steps(num_training_steps), max(num_training_steps // 10, 1))
+        steps = super().get_warmup_steps(num_training_steps)
+        return steps if self.warmup_given else min(steps, max(num_training_steps // 10, 1))
 
 
 def _true_false_or_auto(name: str, value: str | bool) -> bool | str:

@@ -357,12 +357,8 @@ def _positions(path: Path, header: list[str], names: list[str]) -> list[int]:
 
 
 def _as_integer(value: str) -> int | None:
-    """7 for "7", "7.0" and "+7"; None for what is no whole number."""
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return int(number) if math.isfinite(number) and number.is_integer() else None
+    """7 for "7", "7.0" and "+7"; None for what is no whole number, and for names such as "07" and "1_1"."""
+    return int(float(value)) if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)(\.0*)?", value) else None
 
 
 def _classes(rows: list, column: str, class_names: Sequence[str] | None) -> list[str]:
@@ -375,7 +371,7 @@ def _classes(rows: list, column: str, class_names: Sequence[str] | None) -> list
     numbers = {value: _as_integer(value) for value in first_places}
     advice = f"For numbers that are to be predicted, add --problem_type {REGRESSION}"
     if None in numbers.values():
-        decimals = [value for value, number in numbers.items() if number is None and _is_decimal(value)]
+        decimals = [v for v, number in numbers.items() if number is None and _is_number(v) and not v.isdecimal()]
         if decimals:
             raise LabelledDataError(
                 f"{first_places[decimals[0]]}: label {decimals[0]!r} in column {column!r} is a decimal number, no "
@@ -400,12 +396,8 @@ def _classes(rows: list, column: str, class_names: Sequence[str] | None) -> list
     return names
 
 
-def _is_decimal(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+def _is_number(value: str) -> bool:
+    return re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", value) is not None
 
 
 class _ClassIds:
@@ -437,7 +429,7 @@ class _Numbers:
     def __call__(self, values: list[str], where: str) -> list[float]:
         numbers = []
         for column, value in zip(self.columns, values, strict=True):
-            number = float(value) if _is_decimal(value) else math.nan
+            number = float(value) if _is_number(value) else math.nan
             if not math.isfinite(number):
                 raise LabelledDataError(f"{where}: {value!r} in column {column!r} is no number")
             if self.only_0_and_1 and number not in (0, 1):

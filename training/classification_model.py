@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
@@ -32,8 +33,10 @@ from transformers import (
 from transformers.utils import cached_file
 
 from modeling import StrandBertConfig, StrandBertForSequenceClassification
+from training.checkpoints import SETTINGS_FILE
 from training.classification_batches import SequenceTokenizer, StrandBertTokenizer
 from training.classification_data import REGRESSION, SINGLE_LABEL, Labels
+from training.storage import weights_digest
 
 STRANDBERT = StrandBertConfig.model_type
 LORA_TARGETS = ("Wqkv", "dense", "gated_layers", "wo")
@@ -41,6 +44,7 @@ QUERIES_AND_VALUES = ("query", "value", "q_proj", "v_proj", "in_proj")
 HEADS = ("classifier", "score", "pooler")
 LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 FLAGS = {"classifier_pooling": "pooling", "hidden_dropout_prob": "dropout"}  # where they are not named as the setting
+CLASSIFIER_CLASS = "AutoModelForSequenceClassification"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -56,7 +60,7 @@ class Classifier:
     Attributes:
         packed: whether batches are laid end to end instead of padded.
         reads_mask: whether the model takes an attention_mask.
-        random: weights that were not in the files, all of the head.
+        random: weights that were not in the files: of the head, or all.
     """
 
     model: PreTrainedModel
@@ -98,7 +102,8 @@ def load_config(source: str, labels: Labels, trust_remote_code: bool = False, **
         if options:
             flags = " and ".join(f"--{FLAGS.get(name, name)}" for name in options)
             raise ModelError(f"{flags} work with StrandBERT models only; {source} is a {content.get('model_type')!r}")
-        if content.get("model_type") == "bert":  # DNABERT: its own code is BERT's, and not for today's transformers
+        own_code = trust_remote_code and CLASSIFIER_CLASS in (content.get("auto_map") or {})
+        if content.get("model_type") == "bert" and not own_code:  # DNABERT's own code is BERT's, for old transformers
             config = BertConfig.from_pretrained(source, **head)
             vars(config).pop("auto_map", None)
             return config
@@ -139,7 +144,7 @@ def load_classifier(
     attn_implementation: str | None = None,
 ) -> Classifier:
     """
-    The model in float32, its head random unless `weights` holds one with these labels.
+    The model in float32, its head random unless `weights` holds one of this shape.
 
     Args:
         weights: folder or Hub name; None for random weights.
@@ -155,19 +160,20 @@ def load_classifier(
         )
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     missing = ()
-    model_class = {STRANDBERT: StrandBertForSequenceClassification, "bert": BertForSequenceClassification}.get(
-        config.model_type
-    )
+    if config.model_type == STRANDBERT:
+        model_class = StrandBertForSequenceClassification
+    elif config.model_type == "bert" and not getattr(config, "auto_map", None):
+        model_class = BertForSequenceClassification
+    else:
+        model_class = AutoModelForSequenceClassification
+        options |= {"trust_remote_code": trust_remote_code}
     try:
-        if model_class is None:
-            model_class, options = (
-                AutoModelForSequenceClassification,
-                options | {"trust_remote_code": trust_remote_code},
-            )
         if weights:
             options |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
-            model, info = model_class.from_pretrained(weights, **options)
-            missing = info["missing_keys"]
+            model, info = model_class.from_pretrained(weights, ignore_mismatched_sizes=True, **options)
+            # transformers 4 lists names, transformers 5 tuples of name and both shapes
+            reshaped = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+            missing = {*info["missing_keys"], *reshaped}
         elif model_class is AutoModelForSequenceClassification:
             model = model_class.from_config(config, **options)
         else:
@@ -179,7 +185,8 @@ def load_classifier(
     if random:
         raise ModelError(
             f"{weights} lacks {len(random)} weights of the encoder, which would be random: {', '.join(random[:3])}"
-            f"{', ...' if len(random) > 3 else ''}. Check that its config.json belongs to the weights"
+            f"{', ...' if len(random) > 3 else ''}. Check that its config.json belongs to the weights; a model with "
+            "code of its own needs --trust_remote_code"
         )
     strandbert = config.model_type == STRANDBERT
     if getattr(model.config, "pad_token_id", None) is None:
@@ -192,8 +199,8 @@ def load_classifier(
         k = kmer_length(tokenizer) if config.model_type == "bert" else None
         sequences = SequenceTokenizer(tokenizer, str if k is None else partial(kmers, k=k), limit, truncate)
     reads_mask = "attention_mask" in inspect.signature(model.forward).parameters
-    lost = tuple(sorted(key for key in missing if key in depths))
-    return Classifier(model, tokenizer, sequences, packed=strandbert, reads_mask=reads_mask, random=lost)
+    new = tuple(sorted(key for key in missing if key in depths)) if weights else tuple(depths)
+    return Classifier(model, tokenizer, sequences, packed=strandbert, reads_mask=reads_mask, random=new)
 
 
 def kmer_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -301,6 +308,17 @@ def base_of_adapter(folder: str | Path) -> str:
     return base
 
 
+def check_base_weights(folder: str | Path, base: str):
+    """Raise ModelError when the weights of an adapter's base model are not those that it was trained on."""
+    path = Path(folder) / SETTINGS_FILE
+    before = json.loads(path.read_text()).get("weights", {}).get("model") if path.is_file() else None
+    if before and before != weights_digest(base):
+        raise ModelError(
+            f"{folder} is an adapter of the model in {base}, whose weights have changed since; put those back, or "
+            "train the adapter again. --merge_lora saves a whole model"
+        )
+
+
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
     """Context in which transformers reports errors only."""
@@ -323,6 +341,7 @@ def load_finetuned(folder: str | Path, trust_remote_code: bool = False) -> Class
     source, adapted = str(folder), (folder / ADAPTER_CONFIG).is_file()
     if adapted:
         source = base_of_adapter(folder)
+        check_base_weights(folder, source)
     try:
         content, _ = PretrainedConfig.get_config_dict(str(folder))
         id2label = content.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not write its default
@@ -364,9 +383,9 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     return depths
 
 
-def last_linear(model: nn.Module, outputs: int) -> nn.Linear:
+def last_linear(model: nn.Module, outputs: int) -> tuple[str, nn.Linear]:
     """
-    The layer that gives the logits.
+    The layer that gives the logits, and its name.
 
     Raises:
         ModelError: no linear layer with this many outputs.
@@ -374,8 +393,8 @@ def last_linear(model: nn.Module, outputs: int) -> nn.Linear:
     found = None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module.out_features == outputs and "original_module" not in name:
-            found = module
-    if found is None or found.bias is None:
+            found = name, module
+    if found is None or found[1].bias is None:
         raise ModelError(
             f"{type(model).__name__} has no last linear layer with a bias, which regression needs; StrandBERT, BERT "
             "and ESM models have one"
@@ -384,9 +403,9 @@ def last_linear(model: nn.Module, outputs: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def scale_outputs(model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor):
+def scale_outputs(model: nn.Module, mean: np.ndarray, deviation: np.ndarray):
     """Change the last layer so that outputs x become x * deviation + mean; both (outputs,)."""
-    layer = last_linear(model, len(mean))
-    mean, deviation = (values.to(layer.weight) for values in (mean, deviation))
+    _, layer = last_linear(model, len(mean))
+    mean, deviation = (torch.from_numpy(values).to(layer.weight) for values in (mean, deviation))
     layer.weight *= deviation[:, None]
     layer.bias.copy_(layer.bias * deviation + mean)

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from gue.tasks import Task
 from tokenization.peak_memory import peak_memory_bytes
 from tokenization.tokenizer_files import write_text_atomically
 from training.checkpoints import write_json
-from training.classification_data import SINGLE_LABEL, Examples, Labels
-from training.classification_trainer import CollapseDetector, distinct_predictions
+from training.classification_data import MULTI_LABEL, SINGLE_LABEL, Examples, Labels
+from training.classification_trainer import CollapseDetector
 from training.metric_plots import draw_predictions
-from training.metrics import compute_metrics, label_scale, probabilities
+from training.metrics import probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +51,22 @@ def write_results(
     folder: Path,
     learning_rate: float | None,
     results: dict,
+    metrics: Callable[[np.ndarray, np.ndarray], dict],
     collapse: CollapseDetector | None = None,
 ) -> dict:
-    """Write all_results.json, test_predictions.csv and the pictures; returns the results."""
+    """
+    Write all_results.json, test_predictions.csv and the pictures; returns the results.
+
+    metrics: of the outputs and the labels of a split.
+    """
     results = {"task": data.task.name if data.task else None} | results
-    _, deviation = label_scale(data.splits["train"].labels, data.labels)
     for split, outputs in logits.items():
         prefix = {"validation": "eval"}.get(split, split)
-        metrics = compute_metrics(outputs, data.splits[split].labels, data.labels.problem_type, deviation)
-        results |= {f"{prefix}_{name}": value for name, value in metrics.items()}
+        found = metrics(outputs, data.splits[split].labels)
+        results |= {f"{prefix}_{name}": value for name, value in found.items()}
     if collapse is not None:
-        final = {"eval_loss": results["eval_loss"]}
-        final["eval_distinct_predictions"] = distinct_predictions(logits["validation"], data.labels)
-        if collapse.reason is None and collapse.is_constant(final):
-            collapse.reason = collapse.explain(final, learning_rate, "even at the best step")
+        if collapse.reason is None and collapse.is_constant(results):
+            collapse.reason = collapse.explain(results, learning_rate, "even at the best step")
         results["collapsed"] = collapse.reason
     memory = peak_memory_bytes()
     results["peak_memory_mb"] = memory and memory / (1 << 20)
@@ -78,15 +81,19 @@ def write_results(
 
 
 def write_predictions(path: Path, logits: np.ndarray, examples: Examples, labels: Labels):
-    """Write one row per example: where it stands, the true and the predicted label, and every probability."""
+    """
+    Write one row per example: where it stands, the true label, and the predicted class and every probability; the
+    probabilities of the columns of a multi-label; the predicted numbers of a regression.
+    """
     scores = probabilities(logits, labels.problem_type)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     if labels.problem_type == SINGLE_LABEL:
         writer.writerow(["row", "label", "predicted", *(f"probability_{name}" for name in labels.names)])
     else:
+        kind = "probability" if labels.problem_type == MULTI_LABEL else "predicted"
         writer.writerow(
-            ["row", *(f"label_{name}" for name in labels.names), *(f"predicted_{name}" for name in labels.names)]
+            ["row", *(f"label_{name}" for name in labels.names), *(f"{kind}_{name}" for name in labels.names)]
         )
     for where, truth, row in zip(examples.where, examples.labels, scores, strict=True):
         numbers = [f"{value:.6g}" for value in row]

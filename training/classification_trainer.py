@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATION_BASE_PAIRS = {"cpu": 1 << 14, "cuda": 1 << 18}  # of a batch, padding counted
 NEAR_CONSTANT = 1e-3  # share of the loss of a constant answer; having learnt less is having learnt nothing
+RANKS = 0.6  # area under the ROC curve of scores that tell rows apart, even where the same class is always likelier
 
 
 class ClassificationTrainer(ExactTrainer):
@@ -153,15 +154,20 @@ class ClassificationTrainer(ExactTrainer):
         start = time.perf_counter()
         with self._averaged():
             logits = self.predict_logits(dataset, self.views[:1])
-        deviation = self.label_deviation.cpu().numpy()
-        metrics = compute_metrics(logits, dataset.examples.labels, self.labels.problem_type, deviation)
-        metrics["distinct_predictions"] = distinct_predictions(logits, self.labels)
+        metrics = self.metrics(logits, dataset.examples.labels)
         metrics["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.state.log_history[-1]["seconds"] = self.lap()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+        """Those of `training.metrics`, the loss weighted as in training, and how many different answers there are."""
+        deviation = self.label_deviation.cpu().numpy()
+        weights = None if self.class_weights is None else self.class_weights.cpu().numpy()
+        found = compute_metrics(logits, labels, self.labels.problem_type, deviation, weights)
+        return found | {"distinct_predictions": distinct_predictions(logits, self.labels, deviation)}
 
     @torch.no_grad()
     def predict_logits(self, dataset: SequenceDataset, views: tuple[View, ...] | None = None) -> np.ndarray:
@@ -246,10 +252,11 @@ class CollapseDetector(TrainerCallback):
         self.labels = trainer.labels
         examples = trainer.eval_dataset.examples
         deviation = trainer.label_deviation.cpu().numpy()
+        weights = None if trainer.class_weights is None else trainer.class_weights.cpu().numpy()
         outputs = len(trainer.labels.names)
-        self.constant_loss = constant_loss(examples.labels, trainer.labels.problem_type, outputs, deviation)
-        self.largest_share = 0.0
-        if trainer.labels.problem_type == SINGLE_LABEL:
+        self.constant_loss = constant_loss(examples.labels, trainer.labels.problem_type, outputs, deviation, weights)
+        self.largest_share = 0.0  # of a class, where --class_weights balanced would help
+        if trainer.labels.problem_type == SINGLE_LABEL and weights is None:
             self.largest_share = np.bincount(examples.labels).max() / len(examples)
         self.reason: str | None = None
 
@@ -259,7 +266,8 @@ class CollapseDetector(TrainerCallback):
 
     def look(self, args, state) -> bool:
         """Whether the training has collapsed at its last evaluation."""
-        seen = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > args.warmup_steps]
+        warm_up = args.get_warmup_steps(state.max_steps)
+        seen = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > warm_up]
         last = seen[-self.patience :]
         if self.patience and len(last) == self.patience and all(self.is_constant(entry) for entry in last):
             self.reason = self.explain(last[-1], args.learning_rate, f"in {self.patience} evaluations in a row")
@@ -270,7 +278,8 @@ class CollapseDetector(TrainerCallback):
         if self.constant_loss < NEAR_CONSTANT:  # validation rows of one class: the same answer for all is right
             return False
         worthless = metrics["eval_loss"] > self.constant_loss * (1 - NEAR_CONSTANT)
-        return metrics["eval_distinct_predictions"] <= 1 and worthless
+        ranks = (metrics.get("eval_auroc") or 0) >= RANKS
+        return metrics["eval_distinct_predictions"] <= 1 and worthless and not ranks
 
     def explain(self, metrics: dict, learning_rate: float, when: str) -> str:
         """What happened, and what to try."""
@@ -314,25 +323,28 @@ class FineTuningProgress(ProgressCallback):
             self.training_bar.write(f"step {state.global_step:,}: validation loss {logs['eval_loss']:.4f}{numbers}")
 
 
-def distinct_predictions(logits: np.ndarray, labels: Labels) -> int:
-    """How many different answers there are: classes, sets of labels, or (regression) numbers to three digits."""
+def distinct_predictions(logits: np.ndarray, labels: Labels, deviation: np.ndarray) -> int:
+    """
+    How many different answers there are: classes, sets of labels, or (regression) numbers to a thousandth of the
+    standard deviation of the labels.
+    """
     if labels.problem_type == SINGLE_LABEL:
         return len(np.unique(logits.argmax(axis=1)))
     if labels.problem_type == MULTI_LABEL:
         return len(np.unique(logits > 0, axis=0))
-    scale = np.abs(logits).max(axis=0)
-    return len(np.unique(np.round(logits / np.where(scale > 0, scale, 1), 3), axis=0))
+    return len(np.unique(np.round(logits / deviation, 3), axis=0))
 
 
 def balanced_weights(values: np.ndarray, labels: Labels) -> np.ndarray | None:
     """
     float32 weights that give every class the same share of the loss: rows / (classes x rows of the class); for
-    multi-label the weight of a 1 in each column. None for regression.
+    multi-label the weight of a 1 in each column, 1 where all rows are alike. None for regression.
     """
     if labels.problem_type == REGRESSION:
         return None
     if labels.problem_type == MULTI_LABEL:
         ones = values.sum(axis=0)
-        return ((len(values) - ones) / np.maximum(ones, 1)).astype(np.float32)
+        weights = (len(values) - ones) / np.maximum(ones, 1)
+        return np.where((ones == 0) | (ones == len(values)), 1, weights).astype(np.float32)
     counts = np.bincount(values, minlength=len(labels.names))
     return (len(values) / (len(labels.names) * np.maximum(counts, 1))).astype(np.float32)

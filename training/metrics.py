@@ -40,7 +40,11 @@ def label_scale(values: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndar
 
 
 def compute_metrics(
-    logits: np.ndarray, labels: np.ndarray, problem_type: str, deviation: np.ndarray | float = 1.0
+    logits: np.ndarray,
+    labels: np.ndarray,
+    problem_type: str,
+    deviation: np.ndarray | float = 1.0,
+    class_weights: np.ndarray | None = None,
 ) -> dict[str, float | None]:
     """
     All metrics of one split.
@@ -49,14 +53,15 @@ def compute_metrics(
         logits: (rows, outputs).
         labels: (rows,) class ids; (rows, outputs) of 0 and 1 for multi-label, numbers for regression.
         deviation: of the training rows' labels (outputs,), for the loss of a regression.
+        class_weights: (outputs,) of the loss, as in training: of the classes, or of the ones in each label column.
     """
     if not np.isfinite(logits).all():
         raise ValueError("the model's outputs are not finite")
     scores = probabilities(logits, problem_type)
     if problem_type == SINGLE_LABEL:
-        metrics = _single_label(scores, labels)
+        metrics = _single_label(scores, labels, class_weights)
     elif problem_type == MULTI_LABEL:
-        metrics = _multi_label(scores, labels)
+        metrics = _multi_label(scores, labels, class_weights)
     else:
         metrics = _regression(scores, labels, deviation)
     return {name: None if value is None or math.isnan(value) else float(value) for name, value in metrics.items()}
@@ -80,21 +85,31 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float((np.abs(mean_confidence - share_correct) * count).sum() / count.sum())
 
 
-def constant_loss(labels: np.ndarray, problem_type: str, num_labels: int, deviation: np.ndarray | float = 1.0) -> float:
+def constant_loss(
+    labels: np.ndarray,
+    problem_type: str,
+    num_labels: int,
+    deviation: np.ndarray | float = 1.0,
+    class_weights: np.ndarray | None = None,
+) -> float:
     """
-    Loss of the best prediction that does not look at the sequence: the entropy of the labels in nats (mean over label
-    columns for multi-label), or the variance for regression, in units of `deviation`.
+    Loss of the best prediction that does not look at the sequence: the entropy of the labels in nats, weighted by class
+    as the loss is (mean over label columns for multi-label), or the variance for regression, in units of `deviation`.
     """
     if problem_type == REGRESSION:
         return float(np.var(labels / deviation, axis=0).mean())
+    weights = np.ones(num_labels) if class_weights is None else class_weights
     if problem_type == MULTI_LABEL:
-        shares = np.stack([labels.mean(axis=0), 1 - labels.mean(axis=0)])
+        weighted = np.stack([labels.mean(axis=0) * weights, 1 - labels.mean(axis=0)])
     else:
-        shares = np.bincount(labels, minlength=num_labels)[:, None] / len(labels)
-    return float(-(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=0).mean())
+        weighted = np.bincount(labels, minlength=num_labels)[:, None] / len(labels) * weights[:, None]
+    shares = weighted / weighted.sum(axis=0)
+    return float(-(weighted * np.log(np.where(shares > 0, shares, 1))).sum(axis=0).mean())
 
 
-def _single_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+def _single_label(
+    scores: np.ndarray, labels: np.ndarray, class_weights: np.ndarray | None = None
+) -> dict[str, float | None]:
     from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
     predicted = scores.argmax(axis=1)
@@ -102,8 +117,9 @@ def _single_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | N
     one_hot = np.eye(scores.shape[1])[labels]
     columns = [1] if scores.shape[1] == 2 else range(scores.shape[1])
     auroc, auprc = _ranking(scores[:, columns], one_hot[:, columns])
+    weights = 1 if class_weights is None else class_weights[labels]
     return {
-        "loss": -np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-45)).mean(),
+        "loss": (weights * -np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-45))).mean(),
         "mcc": matthews_corrcoef(labels, predicted),
         "f1": f1,
         "accuracy": accuracy_score(labels, predicted),
@@ -116,15 +132,18 @@ def _single_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | N
     }
 
 
-def _multi_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+def _multi_label(
+    scores: np.ndarray, labels: np.ndarray, class_weights: np.ndarray | None = None
+) -> dict[str, float | None]:
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     predicted = (scores >= 0.5).astype(int)
     truth = labels.astype(int)
     auroc, auprc = _ranking(scores, truth)
     likelihood = np.where(truth == 1, scores, 1 - scores)
+    weights = 1 if class_weights is None else np.where(truth == 1, class_weights, 1)
     return {
-        "loss": -np.log(np.maximum(likelihood, 1e-45)).mean(),
+        "loss": (weights * -np.log(np.maximum(likelihood, 1e-45))).mean(),
         "mcc": np.mean([matthews_corrcoef(*columns) for columns in zip(truth.T, predicted.T, strict=True)]),
         "f1": f1_score(truth, predicted, average="macro", zero_division=0),
         "f1_micro": f1_score(truth, predicted, average="micro", zero_division=0),

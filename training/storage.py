@@ -1,6 +1,7 @@
 """Failures of writing, said in one line: which folder, why, and how to go on."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,20 @@ FULL_MESSAGES = ("os error 28", "os error 122", "requested and", "inline_contain
 
 class StorageError(OSError):
     """A folder that cannot be written to; the message names it, the reason, and what to do."""
+
+
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")  # files of a model folder
+
+
+def weights_digest(folder: str | Path | None) -> str:
+    """First digits of the sha256 of a model's weights; "" where they are in no folder (Hub names, random weights)."""
+    paths = sorted(path for pattern in WEIGHTS for path in Path(folder).glob(pattern)) if folder else []
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()[:12] if paths else ""
 
 
 def check_writable(folder: str | Path, flag: str):

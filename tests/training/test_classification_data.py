@@ -117,6 +117,13 @@ def test_pairs_keep_their_order(tmp_path):
     assert examples["train"].row(0) == [b"ACGT", b"TTTT"] and examples["train"].lengths().tolist() == [8, 8]
 
 
+@pytest.mark.parametrize("names", [("1_1", "1_2", "11"), ("01", "1", "2")])
+def test_names_that_look_like_numbers_stay_names(tmp_path, names):
+    path = write(tmp_path, "sequence,label\n" + "".join(f"ACGT,{name}\n" for name in names))
+    examples, labels = read_labelled({"train": [path]}, Columns())
+    assert labels.names == tuple(sorted(names)) and sorted(examples["train"].labels) == [0, 1, 2]
+
+
 # -- what is wrong -------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +143,7 @@ def test_pairs_keep_their_order(tmp_path):
         ("sequence,label\nACGT,0\nACTT,\n", "line 3", "no label in column 'label' ('')"),
         ("sequence,label\nACGT,0\nACTT,nan\n", "line 3", "no label in column 'label' ('nan')"),
         ("sequence,label\nACGT,0\nACTT,0.37\n", "line 3", "'0.37' in column 'label' is a decimal number"),
+        ("sequence,label\nACGT,1e5\nACTT,2\n", "line 2", "'1e5' in column 'label' is a decimal number"),
         ("sequence,label\nACGT,0\nACTT\n", "line 3", "1 fields, but the header has 2"),
         ("sequence,label\nACGT,0\nACTT,1,2\n", "line 3", "3 fields"),
         ("sequence;label\nACGT;0\n", "line 1", "separated by semicolons, not by commas"),

@@ -13,6 +13,7 @@ import transformers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     EsmConfig,
     EsmForMaskedLM,
     EsmTokenizer,
@@ -153,6 +154,21 @@ def test_a_model_with_code_of_its_own_needs_trust(hyena):
     classifier = load(hyena, trust=True)
     assert tokens(classifier, b"ACGN") == ["A", "C", "G", "N", "[SEP]"]
     assert not classifier.reads_mask and logits(classifier).shape == (3, 3)
+
+
+def test_a_bert_with_a_classifier_of_its_own_runs_it_when_trusted(dnabert, tmp_path):
+    folder = shutil.copytree(dnabert, tmp_path / "own")
+    (folder / "own_bert.py").write_text(
+        "from transformers import BertForSequenceClassification\n\n\n"
+        "class OwnBertForSequenceClassification(BertForSequenceClassification):\n    pass\n"
+    )
+    content = json.loads((folder / "config.json").read_text())
+    content["auto_map"] = {"AutoModelForSequenceClassification": "own_bert.OwnBertForSequenceClassification"}
+    (folder / "config.json").write_text(json.dumps(content))
+    assert type(load(folder).model) is BertForSequenceClassification
+    trusted = load(folder, trust=True)
+    assert type(trusted.model).__name__ == "OwnBertForSequenceClassification"
+    assert logits(trusted).shape == (len(SEQUENCES), len(LABELS.names))
 
 
 def test_dnabert_reads_overlapping_kmers(dnabert):
@@ -317,7 +333,7 @@ def test_depth_counts_layers_from_the_head(strandbert):
 def test_outputs_are_scaled_in_the_last_layer(strandbert):
     classifier = load(strandbert, Labels(REGRESSION, ("a", "b")))
     before = logits(classifier)
-    scale_outputs(classifier.model, torch.tensor([100.0, -3.0]), torch.tensor([20.0, 0.5]))
+    scale_outputs(classifier.model, np.array([100.0, -3.0]), np.array([20.0, 0.5]))
     wanted = before * torch.tensor([20.0, 0.5]) + torch.tensor([100.0, -3.0])
     torch.testing.assert_close(logits(classifier), wanted, atol=1e-4, rtol=1e-5)
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
@@ -100,6 +102,33 @@ def test_constant_loss_is_what_the_frequencies_alone_reach():
     numbers = RNG.normal(size=(50, 2))
     mean = np.tile(numbers.mean(0), (50, 1))
     assert constant_loss(numbers, REGRESSION, 2) == pytest.approx(compute_metrics(mean, numbers, REGRESSION)["loss"])
+
+
+def test_weighted_losses_are_those_of_the_training_and_their_best_constant():
+    labels, weights = np.array([0] * 92 + [1] * 8), np.array([0.54, 6.25], dtype=np.float32)
+    logits = RNG.normal(size=(100, 2))
+    expected = F.cross_entropy(
+        torch.tensor(logits), torch.tensor(labels), torch.tensor(weights, dtype=torch.float64), reduction="none"
+    ).mean()
+    found = compute_metrics(logits, labels, SINGLE_LABEL, class_weights=weights)
+    assert found["loss"] == pytest.approx(float(expected))
+    constants = np.linspace(0.01, 0.99, 99)
+    losses = [
+        compute_metrics(np.log([[1 - p, p]] * 100), labels, SINGLE_LABEL, class_weights=weights)["loss"]
+        for p in constants
+    ]
+    assert constant_loss(labels, SINGLE_LABEL, 2, 1.0, weights) == pytest.approx(min(losses), abs=1e-4)
+
+    columns, weights = RNG.integers(0, 2, (50, 2)), np.array([3.0, 1.0])
+    logits = RNG.normal(size=(50, 2))
+    expected = F.binary_cross_entropy_with_logits(
+        torch.tensor(logits), torch.tensor(columns, dtype=torch.float64), pos_weight=torch.tensor(weights)
+    )
+    found = compute_metrics(logits, columns, MULTI_LABEL, class_weights=weights)
+    assert found["loss"] == pytest.approx(float(expected))
+    shares = columns.mean(0) * weights / (columns.mean(0) * weights + 1 - columns.mean(0))
+    best = compute_metrics(np.tile(np.log(shares / (1 - shares)), (50, 1)), columns, MULTI_LABEL, class_weights=weights)
+    assert constant_loss(columns, MULTI_LABEL, 2, 1.0, weights) == pytest.approx(best["loss"])
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,14 @@ from tests.training.classification_runs import (
 from tests.training.conftest import random_dna
 from tests.training.runs import results, weights
 from training.classification_batches import SequenceDataset, View
-from training.classification_data import Columns, read_labelled
-from training.classification_trainer import ClassificationTrainer, CollapseError
+from training.classification_data import MULTI_LABEL, REGRESSION, Columns, Labels, read_labelled
+from training.classification_trainer import (
+    ClassificationTrainer,
+    CollapseDetector,
+    CollapseError,
+    balanced_weights,
+    distinct_predictions,
+)
 from training.kmer_logistic import KmerLogistic
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -149,6 +155,31 @@ def test_regression_overfits_16_rows_in_the_units_of_the_labels(settings, one_la
     assert first["eval_loss"] < 10
 
 
+def test_a_regression_goes_on_from_one(settings, one_layer, tmp_path):
+    rows = [(random_dna(30, seed), 5000 + 100 * random_dna(30, seed).count("G")) for seed in range(16)]
+    table = write_table(tmp_path / "numbers.csv", rows)
+    kind = {"problem_type": "regression", "pooling": "mean"}
+    first = overfitted(settings, one_layer, table, **kind, output_dir=str(tmp_path / "first"))
+    changes = {"train_file": table, "validation_file": table, "test_file": None, "model": str(first)}
+    again = run(settings, **changes, **kind, config_name=None, max_steps=1, learning_rate=1e-9)
+    assert results(again)["eval_mae"] == pytest.approx(results(first)["eval_mae"], rel=1e-3)
+
+
+def test_a_model_of_other_classes_gets_a_new_head(settings, tmp_path, caplog):
+    caplog.set_level("INFO", "run_classification")
+    base = run(settings, max_steps=1, output_dir=str(tmp_path / "base"))
+    rows = [(random_dna(30, seed), seed % 3) for seed in range(12)]
+    table = write_table(tmp_path / "three.csv", rows)
+    files = {"train_file": table, "validation_file": table, "test_file": None, "config_name": None}
+    folder = run(settings, **files, model=str(base), max_steps=1, learning_rate=1e-9)
+    assert weights(folder)["classifier.weight"].shape[0] == 3
+    assert "head: new: classifier.bias, classifier.weight" in caplog.text
+    name = "bert.pooler.dense.weight"
+    torch.testing.assert_close(weights(folder)[name], weights(base)[name], atol=1e-6, rtol=0)
+    run(settings, config_name=None, model=str(base), max_steps=1, overwrite_output_dir=True)
+    assert f"head: that of {base}, trained further" in caplog.text
+
+
 def test_regression_without_a_bias_in_the_head_is_refused_before_training(settings, tmp_path):
     sizes = {"vocab_size": 4096, "n_embd": 16, "n_layer": 1, "n_head": 2, "pad_token_id": 3}
     GPT2Config(**sizes, architectures=["GPT2ForSequenceClassification"]).save_pretrained(tmp_path / "gpt2")
@@ -166,6 +197,13 @@ def test_multi_label_overfits_16_rows(settings, one_layer, tmp_path):
     folder = overfitted(settings, one_layer, table, label_column=["motif", "island"], pooling="mean")
     found = results(folder)
     assert found["eval_exact_match"] == 1 and found["eval_auroc"] == 1 and found["eval_loss"] < 0.05
+    with open(folder / "validation_predictions.csv", newline="") as file:
+        assert csv.DictReader(file).fieldnames[1:] == [
+            "label_motif",
+            "label_island",
+            "probability_motif",
+            "probability_island",
+        ]
     assert json.loads((folder / "config.json").read_text())["problem_type"] == "multi_label_classification"
 
 
@@ -186,6 +224,40 @@ def test_balanced_weights_make_a_rare_class_count_as_much_as_the_other(settings,
     plain = predictions(run(settings, **changes))[:, 1].mean()
     balanced = predictions(run(settings, **changes, class_weights="balanced", overwrite_output_dir=True))[:, 1].mean()
     assert plain < 0.25 and 0.4 < balanced < 0.6
+
+
+def test_balanced_weights_leave_a_column_alone_that_never_varies():
+    values = np.array([[1, 0, 0], [1, 0, 1], [1, 0, 1], [1, 0, 1]], dtype=np.float32)
+    weights = balanced_weights(values, Labels(MULTI_LABEL, ("always", "never", "often")))
+    assert weights == pytest.approx([1, 1, 1 / 3])
+
+
+def test_a_rare_class_is_learnt_with_balanced_weights_and_not_taken_for_a_collapse(settings, tmp_path):
+    rows = [row for row in planted(368, 5) if row[1] == 0] + [row for row in planted(32, 6) if row[1] == 1]
+    table = write_table(tmp_path / "rare.csv", rows)
+    changes = {"train_file": table, "validation_file": table, "test_file": None, "pooling": "mean"}
+    changes |= {"learning_rate": 2e-3, "max_steps": 40, "collapse_patience": 2, "class_weights": "balanced"}
+    found = results(run(settings, **changes))
+    assert found["collapsed"] is None and found["global_step"] == 40
+    log = json.loads((Path(settings["output_dir"]) / "training_log.json").read_text())
+    assert any(entry.get("eval_distinct_predictions") == 1 for entry in log)  # all of the frequent class at first
+    assert found["eval_auroc"] > 0.9
+
+
+def test_scores_that_rank_rows_are_no_collapse(settings):
+    metrics = {"eval_loss": 0.3, "eval_distinct_predictions": 1, "eval_auroc": 0.75}
+    detector = CollapseDetector.__new__(CollapseDetector)
+    detector.constant_loss = 0.29
+    assert not detector.is_constant(metrics)
+    assert detector.is_constant(metrics | {"eval_auroc": 0.5}) and detector.is_constant(metrics | {"eval_auroc": None})
+
+
+@pytest.mark.parametrize(("offset", "deviation"), [(0, 1), (1000, 10), (100_000, 10)])
+def test_answers_of_a_regression_are_counted_in_units_of_its_labels(offset, deviation):
+    logits = (offset + deviation * np.random.default_rng(0).normal(size=(200, 1))).astype(np.float32)
+    labels, scale = Labels(REGRESSION, ("label",)), np.array([deviation], dtype=np.float32)
+    assert distinct_predictions(logits, labels, scale) > 150
+    assert distinct_predictions(np.full_like(logits, offset), labels, scale) == 1
 
 
 # -- LoRA ----------------------------------------------------------------------------------------------------------
@@ -227,6 +299,14 @@ def test_an_adapter_loads_from_any_folder(settings, tmp_path, monkeypatch):
     saved = sum(value.numel() for value in safetensors.torch.load_file(folder / "adapter_model.safetensors").values())
     assert results(folder)["trainable_parameters"] == saved
     assert results(folder)["parameters"] == results(base)["parameters"] + saved - head_size(base)
+    changed = weights(base)
+    changed["bert.embeddings.word_embeddings.weight"] += 1
+    safetensors.torch.save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match="is an adapter of the model in .*base, whose weights have changed since"):
+        predicted(folder, settings["test_file"])
+    assert "is an adapter, and a training starts from a whole model" in error_of(
+        settings, config_name=None, model=str(folder), output_dir=str(tmp_path / "further")
+    )
     base.rename(tmp_path / "moved")
     with pytest.raises(SystemExit, match="is an adapter of the model in .*base, which is not there; put that"):
         predicted(folder, settings["test_file"])

@@ -99,8 +99,15 @@ def test_lora_has_a_learning_rate_of_its_own(mouse_task, seen):
 
 
 def test_warm_up_may_be_a_share_of_the_run(mouse_task, seen):
-    run(mouse_task, warmup_ratio=0.02)
-    assert seen["args"].get_warmup_steps(1000) == 20
+    run(mouse_task, warmup_ratio=0.5)
+    assert seen["args"].get_warmup_steps(1000) == 500
+
+
+def test_only_the_default_warm_up_is_a_tenth_of_a_short_run(mouse_task, seen):
+    run(mouse_task, recipe="dnabert2")
+    assert seen["args"].get_warmup_steps(1000) == 50 and seen["args"].get_warmup_steps(200) == 20
+    run(mouse_task, warmup_steps=50)
+    assert seen["args"].get_warmup_steps(200) == 50
 
 
 def test_a_task_that_has_a_dev_split_needs_its_file(mouse_task, seen):
@@ -135,6 +142,17 @@ def test_a_task_that_has_a_dev_split_needs_its_file(mouse_task, seen):
         ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
         ({"augment_tokens": 2}, "augment_tokens is 2"),
         ({"average_tokens": 2}, "average_tokens varies tokens by --augment_tokens"),
+        ({"average_tokens": 0}, "average_tokens is 0; it must be 1 or more"),
+        ({"augment_crop": -3}, "augment_crop is -3; it must be 0 or more"),
+        ({"early_stopping": -1}, "early_stopping is -1; it must be 0 or more"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0.0; it must be more than 0"),
+        ({"do_train": False}, "do_train is False; a saved model is evaluated by python -m inference.predict"),
+        ({"max_seq_length": 0}, "max_seq_length is 0; two special tokens and one of the row are 3"),
+        ({"lora_r": 0}, "lora_r is 0 and lora_alpha 16; both must be more than 0"),
+        ({"lora_dropout": 2}, "lora_dropout is 2.0; it must lie from 0 to below 1"),
+        ({"label_column": ["label", "label"]}, "label_column names a column twice: label label"),
+        ({"class_weights": "balanced", "problem_type": "regression"}, "--class_weights balanced is for classes"),
+        ({"per_device_train_batch_size": 64}, "or --global_batch_size to 64"),
         ({"metric_for_best_model": "eval_f1"}, "'eval_f1'; it must be one of eval_loss, eval_mcc"),
         ({"metric_for_best_model": "eval_mcc", "problem_type": "regression"}, "eval_mcc is for classes"),
         ({"greater_is_better": True}, "greater_is_better is True; of eval_loss it is False"),

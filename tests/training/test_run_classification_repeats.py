@@ -183,6 +183,16 @@ def test_a_checkpoint_of_other_rows_is_not_gone_on_from(settings, tmp_path, monk
     assert "checkpoint-4 was saved with other train rows: the content of the data has changed" in error_of(settings)
 
 
+def test_a_checkpoint_is_not_gone_on_from_when_the_weights_it_began_with_have_changed(settings, tmp_path, monkeypatch):
+    base = run(settings, max_steps=1, output_dir=str(tmp_path / "base"))
+    settings = settings | {"config_name": None, "model": str(base)}
+    interrupt(settings, monkeypatch)
+    changed = weights(base)
+    changed["classifier.bias"] += 1
+    safetensors.torch.save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
+    assert "checkpoint-4 was saved with other weights to start from: those of --model" in error_of(settings)
+
+
 def test_a_named_checkpoint_is_not_deleted(settings, monkeypatch):
     interrupt(settings, monkeypatch)
     checkpoint = Path(settings["output_dir"]) / "checkpoint-4"
