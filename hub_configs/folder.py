@@ -56,8 +56,8 @@ def foreign_code(folder: str | Path) -> list[str]:
     What loading a folder with trust_remote_code could run that is not the code of modeling/; empty when nothing is.
 
     One line for every .py file, at any depth, that is not a file of modeling/ byte for byte, for every auto_map entry
-    that is not one of AUTO_MAP, and for an adapter, in whose place transformers loads its base model. Raises
-    ConversionError for JSON that cannot be read, and for code that is a dangling link.
+    that is not one of AUTO_MAP, for pipelines of its own, and for an adapter, in whose place transformers loads its
+    base model. Raises ConversionError for JSON that cannot be read, and for code that is a dangling link.
     """
     folder = Path(folder)
     check_links(folder)
@@ -70,7 +70,10 @@ def foreign_code(folder: str | Path) -> list[str]:
         elif path.read_bytes() != ours[path.name]:
             lines.append(f"{name} differs from {CODE_FOLDER / path.name}")
     for path in sorted(folder.glob("*config.json")):
-        auto_map = read_json(path).get("auto_map") or {}
+        content = read_json(path)
+        if content.get("custom_pipelines"):
+            lines.append(f"{path.name}: custom_pipelines name code that pipeline() would run")
+        auto_map = content.get("auto_map") or {}
         references = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
         for reference in flat(references):
             if reference is not None and reference not in AUTO_MAP.values():

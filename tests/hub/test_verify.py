@@ -162,6 +162,14 @@ def test_additional_code_is_named_and_not_run(folder, capsys):
     assert "tools/extra.py is not a file of StrandBERT" in capsys.readouterr().err
 
 
+def test_pipelines_of_its_own_are_named_and_not_run(folder, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    config["custom_pipelines"] = {"text-classification": {"impl": "someone/else--other.Pipeline", "pt": []}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert verify_tool([str(folder)]) == 1
+    assert "config.json: custom_pipelines name code that pipeline() would run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "value",
     [
