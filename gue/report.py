@@ -383,15 +383,33 @@ def insert(page: Path, report: str):
 
 
 def _gather(paths: list[Path]) -> list[dict[str, str]]:
-    """Rows of several results files; ResultsError when two of them differ about one run."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    """
+    Rows of several results files.
+
+    Raises:
+        ResultsError: no such file; one name for two models, settings or weights; two files differ about one run.
+    """
+    rows: dict[tuple[str, ...], tuple[dict[str, str], str]] = {}
+    uses: dict[tuple[str, str], tuple[str, str]] = {}
     for path in paths:
         if not path.is_file():
             raise ResultsError(f"{path}: no such file; python -m gue.run makes one")
-        for row in read_results(path):
-            if rows.setdefault(row_key(row), row) != row:
-                raise ResultsError(f"{path}: {' '.join(row_key(row))} has other results in an earlier file")
-    return list(rows.values())
+        for number, row in enumerate(read_results(path), 2):
+            place = f"{path}, line {number}"
+            for what, use in (("", f"{row['model']} {row['settings']}".strip()), ("weights ", row["weights"])):
+                before, where = uses.setdefault((row["name"], what), (use, place)) if use else (use, place)
+                if before != use:
+                    raise ResultsError(
+                        f"{place}: the name {row['name']!r} stands for {what}{use}, in {where} for {what}{before}; "
+                        "give one of the grids another --name"
+                    )
+            before, where = rows.setdefault(row_key(row), (row, place))
+            if before != row:
+                raise ResultsError(
+                    f"{place}: {' '.join(row_key(row))} has other results in {where}; delete one of the two, or give "
+                    "one of the grids another --name"
+                )
+    return [row for row, _ in rows.values()]
 
 
 def main(argv: list[str] | None = None) -> int:

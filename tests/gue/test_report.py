@@ -260,7 +260,34 @@ def test_files_that_differ_about_a_run_are_refused(results, tmp_path, capsys):
     assert main([str(path), str(path), "--output_dir", str(tmp_path)]) == 0
     with pytest.raises(SystemExit):
         main([str(path), str(tmp_path / "other.csv"), "--output_dir", str(tmp_path)])
-    assert "other.csv: mine tf/0 0 3e-05 has other results in an earlier file" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"other.csv, line 2: mine tf/0 0 3e-05 has other results in {path}, line 2" in said
+    assert "give one of the grids another --name" in said
+
+
+@pytest.mark.parametrize(
+    "first, second, message",
+    [
+        ({}, {"settings": "--use_lora", "rate": "1e-04"}, "mine --use_lora, in {}, line 2 for mine;"),
+        ({"model": "a/mine"}, {"model": "b/mine", "seed": 1}, "b/mine, in {}, line 2 for a/mine;"),
+        ({"weights": "0a1b"}, {"weights": "2c3d", "seed": 1}, "weights 2c3d, in {}, line 2 for weights 0a1b;"),
+    ],
+)
+def test_one_name_for_two_models_is_refused(results, tmp_path, capsys, first, second, message):
+    path = results(row(**first))
+    append_row(tmp_path / "other.csv", row(**second))
+    with pytest.raises(SystemExit):
+        main([str(path), str(tmp_path / "other.csv"), "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "other.csv, line 2: the name 'mine' stands for " + message.format(path) in said
+    assert "give one of the grids another --name" in said
+
+
+def test_files_that_share_a_grid_make_one_model(results, tmp_path):
+    path = results(row(weights="0a1b"))
+    append_row(tmp_path / "other.csv", row(seed=1))  # without weights, as older files
+    main([str(path), str(tmp_path / "other.csv"), "--output_dir", str(tmp_path)])
+    assert "- **mine** (`mine`): 1 tasks, seeds 0, 1, " in (tmp_path / "report.md").read_text()
 
 
 def test_row_of_the_same_run_replaces_the_older_one(results):
