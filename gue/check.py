@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gue.tasks import SPLITS, KnownSplit, Task, UnknownTaskError, find_tasks
-from tokenization.alphabet import normalize
+from training.classification_data import MISSING, read_letters
 from training.sources import csv_reader
 
 MAX_MESSAGES = 3  # of one kind in one file
@@ -139,19 +139,12 @@ def _read_rows(task: Task, found: Split, content: bytes):
 
 def _parse_row(row: list[str], columns: list[int], label: int, width: int) -> tuple[str, str]:
     """(sequence in ACGTN, label); ValueError says what is wrong with the row."""
-    if len(row) < width:
+    if len(row) != width:
         raise ValueError(f"{len(row)} fields instead of {width}")
-    sequence, value = "|".join(row[index] for index in columns), row[label].strip()
-    letters = sequence if sequence and not sequence.strip("ACGTN|") else _normalized(sequence)
-    if not all(letters.split("|")):
-        raise ValueError("empty sequence")
-    if not value:
-        raise ValueError("empty label")
-    return letters, value
-
-
-def _normalized(sequence: str) -> str:
-    return "|".join(normalize(part).decode() for part in sequence.split("|"))
+    letters, value = b"|".join(read_letters(row[index].strip()) for index in columns), row[label].strip()
+    if value.lower() in MISSING:
+        raise ValueError(f"no label ({value!r})")
+    return letters.decode(), value
 
 
 def _compare_size(task: Task, split: str, found: Split, content: bytes):
@@ -356,7 +349,10 @@ def main(argv: list[str] | None = None) -> int:
         bad.extend([task.name] * bool(report.problems))
     if absent:
         print(f"not there at all: {', '.join(absent)}")
-    print(f"{len(tasks) - len(absent) - len(bad)} of {len(tasks)} tasks are complete and as known")
+    good = [task for task in tasks if task.name not in (*absent, *bad)]
+    print(f"{sum(bool(task.splits) for task in good)} of {len(tasks)} tasks are complete and as known")
+    if unknown := [task.name for task in good if not task.splits]:
+        print(f"complete, but nothing is known to compare with: {', '.join(unknown)}")
     if arguments.csv and rows:
         with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

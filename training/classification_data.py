@@ -258,18 +258,26 @@ def _rows(paths: Sequence[str | Path], columns: Columns) -> Iterator[tuple[bytes
             yield sequence, pair, labels, where
 
 
-def _letters(value: str, column: str, where: str) -> bytes:
+def read_letters(value: str) -> bytes:
+    """
+    The letters ACGTN of a field.
+
+    Raises:
+        ValueError: a missing sequence, a letter that is no nucleotide, white space within.
+    """
     if value.lower() in MISSING:
-        raise LabelledDataError(f"{where}: no sequence in column {column!r} ({value!r}); complete or remove the row")
+        raise ValueError(f"no sequence ({value!r}); complete or remove the row")
+    letters = normalize(value)
+    if len(letters) < len(value):
+        raise ValueError("white space within the sequence; give the letters in one piece, not as k-mers")
+    return letters
+
+
+def _letters(value: str, column: str, where: str) -> bytes:
     try:
-        letters = normalize(value)
+        return read_letters(value)
     except ValueError as error:
         raise LabelledDataError(f"{where}, column {column!r}: {error}") from None
-    if len(letters) < len(value):
-        raise LabelledDataError(
-            f"{where}, column {column!r}: white space within the sequence; give the letters in one piece, not as k-mers"
-        )
-    return letters
 
 
 def _table(path: Path, names: list[str]) -> Iterator[tuple[str, list[str]]]:

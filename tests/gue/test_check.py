@@ -62,8 +62,12 @@ def test_damaged_gzip_is_named(data_dir, train):
         (b"sequence,label", b"sequence\tlabel", "line 1: the fields are separated by '\\t', not by commas"),
         (b",1\r\n", b",2\r\n", "label '2' in 1 rows; the labels are 0 to 1"),
         (b",1\r\n", b",bound\r\n", "label 'bound' in 1 rows"),
-        (b",1\r\n", b",\r\n", "line 3: empty label"),
+        (b",1\r\n", b",\r\n", "line 3: no label ('')"),
+        (b",1\r\n", b",nan\r\n", "line 3: no label ('nan')"),
         (b",1\r\n", b"\r\n", "line 3: 1 fields instead of 2"),
+        (b",1\r\n", b",1,2\r\n", "line 3: 3 fields instead of 2"),
+        (b",1\r\n", b" ACGT,1\r\n", "line 3: white space within the sequence"),
+        (b",1\r\n", b"|ACGT,1\r\n", "line 3: character '|' at position 102 is not a nucleotide"),
         (b",0\r\n", b"Z,0\r\n", "line 2: character 'Z' at position 102 is not a nucleotide"),
         (b",0\r\n", b"ACGT,0\r\n", "1 rows are longer than 101 bp (longest 105)"),
         (b",0\r\n", b"\xff,0\r\n", "line 2: byte 0xff is no text"),
@@ -74,16 +78,23 @@ def test_damage_is_named_with_file_line_and_value(data_dir, train, old, new, mes
     assert f"{train}" in problems(data_dir) and message in problems(data_dir)
 
 
-def test_empty_sequence_is_named(data_dir, train):
+@pytest.mark.parametrize("value", ["", "NA", "nan"])
+def test_missing_sequence_is_named(data_dir, train, value):
     first = train.read_bytes().splitlines()[1]
-    edit(train, first, b",0")
-    assert f"{train}, line 2: empty sequence" in problems(data_dir)
+    edit(train, first, f"{value},0".encode())
+    assert f"{train}, line 2: no sequence ({value!r})" in problems(data_dir)
+
+
+def test_missing_sequence_of_a_pair_is_named(tmp_path):
+    task = find_task("EPI/K562")
+    write_split(tmp_path / task.name / "dev.csv", [("ACGT", "NA", 1)], ("enhancer", "promoter", "label"))
+    assert "dev.csv, line 2: no sequence ('NA')" in problems(tmp_path, task)
 
 
 def test_many_rows_of_one_kind_are_counted_not_listed(data_dir, train):
     train.write_bytes(train.read_bytes().replace(b",1\r\n", b",\r\n"))
-    assert problems(data_dir).count("empty label") == 4  # three lines and the count
-    assert "6 rows in all with empty label" in problems(data_dir)
+    assert problems(data_dir).count("no label") == 4  # three lines and the count
+    assert "6 rows in all with no label" in problems(data_dir)
 
 
 def test_missing_class_is_named(data_dir, train):
@@ -166,6 +177,14 @@ def test_command_prints_and_fails_when_something_is_wrong(data_dir, capsys, tmp_
     assert (tmp_path / "leakage.csv").read_text().splitlines()[
         0
     ] == "task,where,rows,exact,reverse_complement,other_label,overlapping,overlapping_other_label"
+
+
+def test_tasks_of_which_nothing_is_known_are_not_called_as_known(tmp_path, capsys):
+    for split in ("train", "dev", "test"):
+        write_split(tmp_path / f"EPI/K562/{split}.csv", [("ACGT", "ACG", 0), ("ACGT", "AC", 1)], ("a", "b", "label"))
+    assert main([str(tmp_path), "--tasks", "EPI/K562"]) == 0
+    said = "0 of 1 tasks are complete and as known\ncomplete, but nothing is known to compare with: EPI/K562\n"
+    assert said in capsys.readouterr().out
 
 
 def test_command_names_near_tasks(data_dir, capsys):
