@@ -23,6 +23,7 @@ from tqdm import tqdm
 from gue.tasks import SPLITS, KnownSplit, Task, UnknownTaskError, find_tasks
 from training.classification_data import MISSING, read_letters
 from training.sources import csv_reader
+from training.storage import StorageError, check_writable
 
 MAX_MESSAGES = 3  # of one kind in one file
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
@@ -334,9 +335,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.data_dir.is_dir():
         parser.error(f"{arguments.data_dir} is not a folder")
+    if arguments.csv and arguments.csv.is_dir():
+        parser.error(f"--csv {arguments.csv} is a folder; name a file")
     try:
         tasks = find_tasks(arguments.tasks)
-    except UnknownTaskError as error:
+        if arguments.csv:
+            check_writable(arguments.csv.parent, "--csv")
+    except (UnknownTaskError, StorageError) as error:
         parser.error(str(error))
     absent, bad, rows = [], [], []
     for task in tqdm(tasks, desc="checking", unit="task", disable=None):
@@ -354,6 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [task.name for task in good if not task.splits]:
         print(f"complete, but nothing is known to compare with: {', '.join(unknown)}")
     if arguments.csv and rows:
+        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -23,6 +23,7 @@ from gue.ranking import average_ranks, critical_difference, friedman_p, plot_cri
 from gue.results import ResultsError, read_results, row_key
 from gue.tasks import TASKS, Task, read_table
 from tokenization.tokenizer_files import write_text_atomically
+from training.storage import StorageError, check_writable
 
 PUBLISHED = " (published)"  # behind the name of a published model, where a measured one has the same
 METRIC_NAMES = {"mcc": "MCC", "f1": "F1", "accuracy": "accuracy"}
@@ -392,7 +393,7 @@ def _gather(paths: list[Path]) -> list[dict[str, str]]:
     rows: dict[tuple[str, ...], tuple[dict[str, str], str]] = {}
     uses: dict[tuple[str, str], tuple[str, str]] = {}
     for path in paths:
-        if not path.is_file():
+        if not path.exists():
             raise ResultsError(f"{path}: no such file; python -m gue.run makes one")
         for number, row in enumerate(read_results(path), 2):
             place = f"{path}, line {number}"
@@ -422,6 +423,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="put the report between the marks of this page, not into report.md")
     arguments = parser.parse_args(argv)
     try:
+        check_writable(arguments.output_dir, "--output_dir")
         rows = _gather(arguments.results)
         measured = measured_scores(rows)
         if not measured:
@@ -430,7 +432,7 @@ def main(argv: list[str] | None = None) -> int:
         report = render(measured, rows, arguments.output_dir, arguments.page)
         if arguments.page:
             insert(arguments.page, report)
-    except ResultsError as error:
+    except (ResultsError, StorageError) as error:
         parser.error(str(error))
     if not arguments.page:
         write_text_atomically(arguments.output_dir / "report.md", f"# GUE\n\n{report}")

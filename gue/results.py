@@ -7,6 +7,7 @@ A row is added under a lock, by writing the file anew under a temporary name and
 import csv
 import errno
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ COLUMNS = (
     "name model task seed learning_rate settings data test_mcc test_f1 test_accuracy eval_mcc eval_f1 eval_accuracy "
     "eval_loss collapsed train_rows test_rows seconds parameters flops_500bp weights"
 ).split()
-NUMBERS = [column for column in COLUMNS if column in ("seed", "learning_rate") or column.startswith(("test_", "eval_"))]
+NUMBERS = ("seed learning_rate test_mcc test_f1 test_accuracy eval_mcc eval_f1 eval_accuracy eval_loss parameters "
+           "flops_500bp").split()  # fmt: skip
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
 KEY = ("name", "task", "seed", "learning_rate")
 
@@ -69,8 +71,10 @@ def read_results(path: Path) -> list[dict[str, str]]:
     Read the rows of a results file; none when there is no file. Columns that it lacks are empty.
 
     Raises:
-        ResultsError: columns that are not ours, a row of another length, text in place of a number.
+        ResultsError: a folder, columns that are not ours, a row of another length, text or nan in place of a number.
     """
+    if path.is_dir():
+        raise ResultsError(f"{path} is a folder; give a file of results of gue.run")
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -85,10 +89,10 @@ def read_results(path: Path) -> list[dict[str, str]]:
         for column in NUMBERS:
             value = row.get(column) or ""
             try:
-                if value or column in KEY:
-                    (int if column == "seed" else float)(value)
-            except ValueError:
-                message = f"{path}, line {number}: {column} is {value!r}, no number; mend or delete this line"
+                if (value or column in KEY) and not math.isfinite((int if column == "seed" else float)(value)):
+                    raise ValueError
+            except (ValueError, OverflowError):
+                message = f"{path}, line {number}: {column} is {value!r}, no finite number; mend or delete this line"
                 raise ResultsError(message) from None
     return rows
 

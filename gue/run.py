@@ -143,10 +143,11 @@ def check_same_settings(arguments: argparse.Namespace):
 
 
 def make_row(arguments: argparse.Namespace, run: Run, results: dict, flops: int | None) -> dict:
-    """The row of the results file."""
+    """The row of the results file; numbers that are not finite are left out."""
+    infinite = {name for name, value in results.items() if isinstance(value, float) and not math.isfinite(value)}
     rows = (results.get("data") or {}).get("rows", {})
     return {
-        **{column: results[column] for column in COLUMNS if results.get(column) is not None},
+        **{column: results[column] for column in COLUMNS if results.get(column) is not None and column not in infinite},
         "name": arguments.name,
         "model": arguments.model,
         "task": run.task.name,
@@ -344,6 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         tasks = find_tasks(arguments.tasks)
         arguments.weights = "" if arguments.random_weights else weights_digest(arguments.model)
         check_writable(arguments.output_dir, "--output_dir")
+        check_writable(arguments.results.parent, "--results")
         check_name(arguments)
     except (UnknownTaskError, ResultsError, StorageError) as error:
         parser.error(str(error))

@@ -187,6 +187,19 @@ def test_tasks_of_which_nothing_is_known_are_not_called_as_known(tmp_path, capsy
     assert said in capsys.readouterr().out
 
 
+def test_table_that_cannot_be_written_is_said_at_the_start(data_dir, train, tmp_path, capsys):
+    for path, message in (
+        (tmp_path, f"--csv {tmp_path} is a folder; name a file"),
+        (train / "x.csv", f"--csv {train}: {train} is not a folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(data_dir), "--tasks", "tf/0", "--csv", str(path)])
+        printed = capsys.readouterr()
+        assert f"error: {message}" in printed.err and not printed.out
+    main([str(data_dir), "--tasks", "tf/0", "--csv", str(tmp_path / "new/folder/x.csv")])
+    assert (tmp_path / "new/folder/x.csv").exists()
+
+
 def test_command_names_near_tasks(data_dir, capsys):
     with pytest.raises(SystemExit):
         main([str(data_dir), "--tasks", "prom_core_tat"])

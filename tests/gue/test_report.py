@@ -234,8 +234,20 @@ def test_page_without_marks_is_left_alone(results, tmp_path, capsys):
         (None, "no such file; python -m gue.run makes one"),
         ("a,b\n1,2\n", "line 1: no column 'name'"),
         ("name,task,seed,learning_rate\nx,tf/0\n", "line 2: not as many fields as line 1"),
-        ("name,task,seed,learning_rate\nx,tf/0,one,3e-5\n", "line 2: seed is 'one', no number"),
-        ("name,task,seed,learning_rate,test_mcc\nx,tf/0,1,3e-5,high\n", "line 2: test_mcc is 'high', no number"),
+        ("name,task,seed,learning_rate\nx,tf/0,one,3e-5\n", "line 2: seed is 'one', no finite number"),
+        *(
+            (
+                f"name,task,seed,learning_rate,{column}\nx,tf/0,1,3e-5,{value}\n",
+                f"r.csv, line 2: {column} is {value!r}, no finite number; mend or delete this line",
+            )
+            for column, value in [
+                ("test_mcc", "high"),
+                ("test_mcc", "nan"),
+                ("eval_f1", "-inf"),
+                ("parameters", "5 M"),
+                ("flops_500bp", "many"),
+            ]
+        ),
     ],
 )
 def test_unusable_results_file_is_named(tmp_path, capsys, content, message):
@@ -245,6 +257,17 @@ def test_unusable_results_file_is_named(tmp_path, capsys, content, message):
     with pytest.raises(SystemExit):
         main([str(path), "--output_dir", str(tmp_path)])
     assert message in capsys.readouterr().err
+
+
+def test_folder_and_file_are_told_apart(results, tmp_path, capsys):
+    path = results(row())
+    for given, output, message in (
+        (tmp_path, tmp_path, f"{tmp_path} is a folder; give a file of results"),
+        (path, path, f"--output_dir {path}: {path} is not a folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(given), "--output_dir", str(output)])
+        assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_columns_that_a_results_file_lacks_are_empty(tmp_path):

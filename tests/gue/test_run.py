@@ -216,6 +216,22 @@ def test_results_without_the_tasks_metric_are_a_failure(flags, tmp_path, stand_i
     assert not (tmp_path / "out/results.csv").exists()
 
 
+def test_other_numbers_that_are_not_finite_are_left_empty(flags, tmp_path, stand_in):
+    stand_in.write_text(stand_in.read_text().replace('"eval_mcc": 1 - number', '"eval_loss": float("inf")'))
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
+    assert {row["eval_loss"] for row in table(tmp_path / "out/results.csv")} == {""}
+
+
+@pytest.mark.parametrize("name, message", [("", "{} is a folder; give a file"), ("f/r.csv", "--results {}: {} is not")])
+def test_results_that_cannot_be_written_are_said_before_the_first_run(flags, tmp_path, capsys, name, message):
+    (tmp_path / "f").touch()
+    flags += ["--results", str(tmp_path / name), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*flags, "--", "--count", str(tmp_path / "count")])
+    place = tmp_path / name.removesuffix("/r.csv")
+    assert "error: " + message.format(place, place) in capsys.readouterr().err and not (tmp_path / "count").exists()
+
+
 @pytest.mark.parametrize("left", ['{"train_loss": 0.5}', '{"test_mcc": 0.', ""])
 def test_run_that_was_killed_while_writing_its_results_is_repeated(flags, tmp_path, left):
     folder = tmp_path / "out/tf-0/lr-3e-05_seed-0"
