@@ -71,12 +71,14 @@ def said_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
 def check_files(output: str | Path, also: Iterable[Path], inputs: Iterable[str | Path | None], overwrite: bool):
     """
-    Raise JobError when `output`, or a file that is written with it, is one of the inputs, or is there already. Of the
-    latter, those that an interrupted job of this output was to write are not in the way.
+    Raise JobError when `output`, or a file that is written with it, is a folder, one of the inputs, or there already.
+    Of the latter, those that an interrupted job of this output was to write are not in the way.
     """
     output = Path(output)
     also, inputs = list(also), [Path(path) for path in inputs if path]
     for path in (output, *also):
+        if path.is_dir():
+            raise JobError(f"{path} is a folder; choose another name")
         if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
             raise JobError(f"{path} is the input itself; choose another name")
     job = _parts(output) / "job.json"

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from corpus.vcf_files import VariantError
-from inference.jobs import USER_ERRORS, JobError, refuse_not_finite
+from inference.jobs import USER_ERRORS, JobError, check_files, refuse_not_finite
 from inference.loading import SequenceEncoder, load_masked_lm
 from inference.logo import draw_logo, of_sequence, save
 from inference.masked_scores import BASES
@@ -110,9 +110,7 @@ def score_region(options: argparse.Namespace) -> np.ndarray:
     table = output.with_suffix(".tsv")
     if output.suffix != ".png":
         raise JobError(f"--output {output} must end in .png; the table is written beside it")
-    existing = [path for path in (output, table) if path.exists() and not options.overwrite]
-    if existing:
-        raise JobError(f"{existing[0]} already exists; choose another --output or pass --overwrite")
+    check_files(output, [table], [options.genome], options.overwrite)
     check_writable(output.parent, "--output")
     name, start, end = parse_region(options.region)
     genome = Genome(options.genome, aliases(name))

@@ -214,7 +214,11 @@ def predict_file(options: argparse.Namespace):
 
     def read():
         columns = (options.sequence_column, options.name_column, options.pair_column)
-        return map(predictor.checked, read_records(options.input, options.genome, *columns))
+        for record in read_records(options.input, options.genome, *columns):
+            try:
+                yield predictor.checked(record)
+            except TooLongError as error:
+                raise TooLongError(f"{options.input}, {error}") from None
 
     found = run(options.output, settings, read, predictor, state, options.overwrite)
     return found if state.is_main_process else None

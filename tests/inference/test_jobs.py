@@ -181,6 +181,14 @@ def test_no_file_is_overwritten_unless_told(tmp_path):
         jobs.check_files(output, [figure], [], overwrite=False)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_no_output(tmp_path, overwrite):
+    (tmp_path / "x.csv").mkdir()
+    for output, also in (("x.csv", "y.png"), ("y.csv", "x.csv")):
+        with pytest.raises(JobError, match="x.csv is a folder; choose another name"):
+            jobs.check_files(tmp_path / output, [tmp_path / also], [], overwrite)
+
+
 def test_an_interrupted_job_overwrites_only_what_it_was_to_write(tmp_path):
     output, ours, other = (tmp_path / name for name in ("x.csv", "x.png", "y.png"))
 

@@ -48,7 +48,7 @@ def test_bases_of_the_sequence_score_zero_and_n_has_no_row(matrix):
             assert row["ACGT".index(chr(CONTIG[position]))] == 0 and np.isfinite(row).all()
 
 
-def test_command_writes_table_and_figure(folder, tmp_path, matrix):
+def test_command_writes_table_and_figure(folder, tmp_path, matrix, monkeypatch):
     (tmp_path / "g.fa").write_bytes(b">chr1\n" + CONTIG + b"\n")
     options = ["--genome", str(tmp_path / "g.fa"), "--model", str(folder), "--flank", "20", "--cpu"]
     main(["1:41-46", *options, "--output", str(tmp_path / "region.png")])
@@ -59,6 +59,10 @@ def test_command_writes_table_and_figure(folder, tmp_path, matrix):
     assert (tmp_path / "region.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="already exists"):
         main(["1:41-46", *options, "--output", str(tmp_path / "region.png")])
+    (tmp_path / "other.tsv").mkdir()
+    monkeypatch.setattr(VariantScorer, "__init__", lambda *_, **__: pytest.fail("computed in vain"))
+    with pytest.raises(SystemExit, match="other.tsv is a folder; choose another name"):
+        main(["1:41-46", *options, "--output", str(tmp_path / "other.png"), "--overwrite"])
 
 
 @pytest.mark.parametrize(

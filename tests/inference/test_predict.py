@@ -240,7 +240,7 @@ def test_sequences_too_long_for_a_model_are_found_before_anything_is_computed(ta
     BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "tokenization" / "vocabulary" / name, tmp_path / "bert" / name)
-    with pytest.raises(SystemExit, match="record 's3': .* more than the 100 that fit; add --truncate"):
+    with pytest.raises(SystemExit, match="in.csv, line 5, record 's3': .* more than the 100 that fit; add"):
         command(table, tmp_path / "bert")
     assert not list(tmp_path.glob("*.parts"))
     assert len(scores(command(table, tmp_path / "bert", "--truncate"))) == len(SEQUENCES)
