@@ -40,7 +40,6 @@ from gue.tasks import SPLITS, Task, UnknownTaskError, find_task
 from inference.reading import SequenceInputError
 from training.allocator import keep_freed_memory
 from training.checkpoints import (
-    SETTINGS_FILE,
     CheckpointError,
     checkpoints_in,
     find_checkpoint,
@@ -100,7 +99,7 @@ from training.kmer_logistic import NAME as KMER_LOGISTIC
 from training.kmer_logistic import KmerLogistic
 from training.metric_plots import draw_training
 from training.metrics import compute_metrics, label_scale
-from training.storage import StorageError, check_writable, weights_digest, writing_into
+from training.storage import SETTINGS_FILE, StorageError, check_writable, weights_digest, writing_into
 
 logger = logging.getLogger("run_classification")
 

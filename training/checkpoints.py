@@ -28,7 +28,6 @@ from training.arguments import LAST_CHECKPOINT, RunArguments
 logger = logging.getLogger(__name__)
 
 COMPLETE = "checkpoint_complete.json"
-SETTINGS_FILE = "run_settings.json"
 WEIGHTS = "model.safetensors"
 SCALER = "scaler.json"
 OPTIMIZER_TENSORS = "optimizer.safetensors"

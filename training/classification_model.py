@@ -33,10 +33,9 @@ from transformers import (
 from transformers.utils import cached_file
 
 from modeling import StrandBertConfig, StrandBertForSequenceClassification
-from training.checkpoints import SETTINGS_FILE
 from training.classification_batches import SequenceTokenizer, StrandBertTokenizer
 from training.classification_data import REGRESSION, SINGLE_LABEL, Labels
-from training.storage import weights_digest
+from training.storage import SETTINGS_FILE, weights_digest
 
 STRANDBERT = StrandBertConfig.model_type
 LORA_TARGETS = ("Wqkv", "dense", "gated_layers", "wo")

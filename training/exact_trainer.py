@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from training.arguments import RunArguments
 from training.checkpoints import (
     COMPLETE,
-    SETTINGS_FILE,
     gathered_weights,
     how_to_go_on,
     load_optimizer,
@@ -23,7 +22,7 @@ from training.checkpoints import (
     write_json,
 )
 from training.data import EpochSampler
-from training.storage import writing_into
+from training.storage import SETTINGS_FILE, writing_into
 
 
 class ExactTrainer(Trainer):

@@ -10,9 +10,9 @@ from transformers.trainer_utils import IntervalStrategy
 from modeling.alibi_attention import check_backend
 from training.arguments import PretrainingArguments
 from training.batches import SEQUENCE_ORDERS, LengthSchedule
-from training.checkpoints import SETTINGS_FILE, CheckpointError
+from training.checkpoints import CheckpointError
 from training.command_line import SettingsError, check_processes, parse_settings, recipe_names
-from training.storage import check_writable
+from training.storage import SETTINGS_FILE, check_writable
 
 logger = logging.getLogger("run_mlm")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+SETTINGS_FILE = "run_settings.json"  # in checkpoints and finished folders: what the run was asked for
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # How a full disk reads where a library drops the number of the error: safetensors (twice), numpy, torch (twice).
 FULL_MESSAGES = ("os error 28", "os error 122", "requested and", "inline_container", "iostream error")

@@ -33,7 +33,8 @@ from tests.training.runs import (
     without_batch_size,
 )
 from tokenization.tokenizer_files import bpe_tokenizer, save_tokenizer_files
-from training.checkpoints import COMPLETE, SETTINGS_FILE, mark_complete, save_optimizer
+from training.checkpoints import COMPLETE, mark_complete, save_optimizer
+from training.storage import SETTINGS_FILE
 from training.trainer import MlmTrainer
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
