@@ -158,7 +158,7 @@ def load_classifier(
             "they do not belong together"
         )
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    missing = ()
+    missing, unused = (), ()
     if config.model_type == STRANDBERT:
         model_class = StrandBertForSequenceClassification
     elif config.model_type == "bert" and not getattr(config, "auto_map", None):
@@ -173,6 +173,8 @@ def load_classifier(
             # transformers 4 lists names, transformers 5 tuples of name and both shapes
             reshaped = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
             missing = {*info["missing_keys"], *reshaped}
+            layers = (key for key in info["unexpected_keys"] if LAYER_NUMBER.search(key))
+            unused = sorted(key for key in layers if key.endswith(".weight"))  # not the buffers of other versions
         elif model_class is AutoModelForSequenceClassification:
             model = model_class.from_config(config, **options)
         else:
@@ -181,12 +183,15 @@ def load_classifier(
         raise ModelError(f"cannot load {weights or config.model_type} as a classifier: {error}") from None
     depths = layer_depths(model)
     random = sorted(key for key in missing if depths.get(key, 0))
-    if random:
-        raise ModelError(
-            f"{weights} lacks {len(random)} weights of the encoder, which would be random: {', '.join(random[:3])}"
-            f"{', ...' if len(random) > 3 else ''}. Check that its config.json belongs to the weights; a model with "
-            "code of its own needs --trust_remote_code"
-        )
+    for keys, what in (
+        (random, f"lacks {len(random)} weights of the encoder, which would be random"),
+        (unused, f"holds {len(unused)} weights of the encoder that {model_class.__name__} would leave out"),
+    ):
+        if keys:
+            raise ModelError(
+                f"{weights} {what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}. Check that its "
+                "config.json belongs to the weights; a model with code of its own needs --trust_remote_code"
+            )
     strandbert = config.model_type == STRANDBERT
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -379,6 +379,15 @@ def test_another_model_without_a_weight_is_refused(dnabert, tmp_path):
         load(folder)
 
 
+def test_another_model_with_more_weights_in_its_layers_is_refused(dnabert, tmp_path):
+    folder = shutil.copytree(dnabert, tmp_path / "more")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["bert.encoder.layer.0.norm.weight"] = torch.ones(16)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="holds 1 weights of the encoder that Bert.* bert.encoder.layer.0.norm.weight"):
+        load(folder)
+
+
 def test_a_pretrained_model_without_a_weight_is_refused(strandbert, tmp_path):
     folder = without("bert.encoder.layer.0.mlp.wo.weight", strandbert, tmp_path / "damaged")
     with pytest.raises(ModelError, match="missing from the checkpoint"):
