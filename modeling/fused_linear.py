@@ -1,8 +1,8 @@
 """
 Linear layers on the CPU at the machine's speed: oneDNN, with activation, gate product or residual fused in.
 
-torch sends fp32 `F.linear` to MKL, which leaves the AVX-512 of AMD's CPUs unused; oneDNN, part of every torch build for
-x86, is about twice as fast there. It is used where it is present and accurate and, in fp32, where MKL is slow;
+torch sends fp32 `F.linear` to MKL, slow on AMD's CPUs with AVX-512; oneDNN, part of every torch build for x86, is about
+twice as fast there. It is used where it is present and accurate and, in fp32, where MKL is slow;
 everywhere else, and for modules that are not plain `nn.Linear` (LoRA, quantised, hooked), the module itself is called.
 Nothing is timed, so that every process of a machine computes alike. No global setting of torch is touched.
 """
@@ -108,7 +108,7 @@ def onednn_is_better(dtype: torch.dtype) -> bool:
 
 
 def mkl_is_slow() -> bool:
-    """Whether torch sends fp32 products to MKL on an AMD CPU with AVX-512, where MKL uses AVX2 at most."""
+    """Whether torch sends fp32 products to MKL on an AMD CPU with AVX-512, where oneDNN is faster."""
     has_avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return torch.backends.mkl.is_available() and has_avx512 and "AuthenticAMD" in _cpu_vendor()
 

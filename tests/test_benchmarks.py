@@ -126,5 +126,8 @@ def test_fine_tuning_of_long_rows_is_measured_in_a_process_of_its_own(tmp_path, 
     monkeypatch.setattr("sys.argv", ["bench_finetuning", str(genome), "--lengths", "500", "601"])
     with pytest.raises(SystemExit, match="no sequence of 601 bp or more"):
         bench_finetuning.main()
+    monkeypatch.setattr("sys.argv", ["bench_finetuning", str(tmp_path / "absent.fa")])
+    with pytest.raises(SystemExit, match="absent.fa: no such file"):
+        bench_finetuning.main()
     (row,) = csv.DictReader((tmp_path / "finetuning.csv").open())
     assert row["bp"] == "500" and float(row["step_s"]) > 0 and 0.1 < float(row["peak_memory_gb"]) < 4

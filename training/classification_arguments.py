@@ -18,7 +18,7 @@ LEARNING_RATE, LORA_LEARNING_RATE = 3e-5, 1e-4  # DNABERT-2 paper, appendix A.2
 PASS_BASE_PAIRS = 1 << 17  # of one pass, unless the user gives its rows
 BEST_METRICS = {"eval_loss": False, "eval_mcc": True}  # what may choose the best step: whether greater is better
 AUTO = "auto"
-LEAST = {"average_tokens": 1, "augment_crop": 0, "early_stopping": 0, "collapse_patience": 0}
+SMALLEST = {"average_tokens": 1, "augment_crop": 0, "early_stopping": 0, "collapse_patience": 0}
 STRAND_SETTINGS = ("augment_reverse_complement", "average_strands")  # True, False, or AUTO until the task is known
 
 
@@ -261,7 +261,7 @@ class FineTuningArguments(RunArguments):
         for name in ("augment_tokens", "layer_decay", "label_smoothing_factor", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie from 0 to 1")
-        for name, least in LEAST.items():
+        for name, least in SMALLEST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if self.num_train_epochs is not None and not 0 < self.num_train_epochs < math.inf:

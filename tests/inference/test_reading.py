@@ -209,7 +209,7 @@ def test_tables_are_read_where_a_long_of_c_has_32_bits(tmp_path, monkeypatch, re
             raise OverflowError("Python int too large to convert to C long")
 
     monkeypatch.setattr(csv, "field_size_limit", field_size_limit)
-    read(written(tmp_path, "x.csv", "sequence,pair,label\nACGT,ACGT,0\nTTTT,ACGT,1\n"))
+    assert read(written(tmp_path, "x.csv", "sequence,pair,label\nACGT,ACGT,0\nTTTT,ACGT,1\n"))
 
 
 @pytest.mark.parametrize("path", ["none.csv", "none.fa"])
