@@ -1,10 +1,10 @@
 """
 Linear layers on the CPU at the machine's speed: oneDNN, with activation, gate product or residual fused in.
 
-torch sends fp32 `F.linear` to MKL, slow on AMD's CPUs with AVX-512; oneDNN, part of every torch build for x86, is about
-twice as fast there. It is used where it is present and accurate and, in fp32, where MKL is slow;
-everywhere else, and for modules that are not plain `nn.Linear` (LoRA, quantised, hooked), the module itself is called.
-Nothing is timed, so that every process of a machine computes alike. No global setting of torch is touched.
+torch sends fp32 `F.linear` to MKL, slow on AMD's CPUs with AVX-512; oneDNN, part of every torch build for x86, is
+clearly faster there. It is used where it is present and accurate and, in fp32, where MKL is slow; everywhere else, and
+for modules that are not plain `nn.Linear` (LoRA, quantised, hooked), the module itself is called. Nothing is timed, so
+that every process of a machine computes alike. No global setting of torch is touched.
 """
 
 import functools
