@@ -99,7 +99,7 @@ from training.kmer_logistic import NAME as KMER_LOGISTIC
 from training.kmer_logistic import KmerLogistic
 from training.metric_plots import draw_training
 from training.metrics import compute_metrics, label_scale
-from training.storage import SETTINGS_FILE, StorageError, check_writable, weights_digest, writing_into
+from training.storage import SETTINGS_FILE, StorageError, alone_in, check_writable, weights_digest, writing_into
 
 logger = logging.getLogger("run_classification")
 
@@ -177,15 +177,14 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: FineTuningAr
     check_settings(model_args, data_args, args)
     data = read_data(data_args)
     log_data(data)
-    if model_args.model_name_or_path == KMER_LOGISTIC:
-        if args.process_index == 0:
-            train_kmer_logistic(data, args)
-        return
-    settle_settings(model_args, data, args)
-    if not args.learning_rate_sweep:
-        fine_tune(model_args, data_args, args, data)
-        return
-    sweep(model_args, data_args, args, data)
+    with alone_in(args.output_dir, args.process_index):
+        if model_args.model_name_or_path == KMER_LOGISTIC:
+            if args.process_index == 0:
+                train_kmer_logistic(data, args)
+            return
+        settle_settings(model_args, data, args)
+        train_all = sweep if args.learning_rate_sweep else fine_tune
+        train_all(model_args, data_args, args, data)
 
 
 # -- settings and data ---------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ from training.settings import (
 )
 from training.sources import SequenceFileError
 from training.stopping import BATCH_FOLDER, LossError, Terminated, stopping_on_sigterm
-from training.storage import StorageError
+from training.storage import StorageError, alone_in
 from training.trainer import MissedEvaluation, MlmTrainer
 
 logger = logging.getLogger("run_mlm")
@@ -189,7 +189,11 @@ def evaluate(trainer: MlmTrainer, train_dataset: MlmDataset, trained: bool) -> d
 def main(argv: list[str] | None = None):
     """Run the script and end it with one line when something is wrong; see the top of the file."""
     try:
-        pretrain(*parse_arguments(sys.argv[1:] if argv is None else argv, __doc__))
+        model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
+        set_up_logging(args)
+        check_settings(model_args, data_args, args)
+        with alone_in(args.output_dir, args.process_index):
+            pretrain(model_args, data_args, args)
     except (SettingsError, CheckpointError, SequenceFileError, FastaError, StorageError, LossError) as error:
         sys.exit(f"run_mlm.py: error: {error}")
     except Terminated as error:
@@ -199,15 +203,13 @@ def main(argv: list[str] | None = None):
 
 def pretrain(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
     """
-    Check the settings, prepare the data, train, save, evaluate.
+    Prepare the data, train, save, evaluate.
 
     Raises:
         SettingsError, CheckpointError, SequenceFileError, FastaError: before training.
         LossError, Terminated: training was stopped, see `training.stopping`.
         StorageError: whenever a folder cannot be written to.
     """
-    set_up_logging(args)
-    check_settings(model_args, data_args, args)
     checkpoint = None
     if args.do_train:
         checkpoint = find_checkpoint(args, lambda: check_free(args))

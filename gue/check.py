@@ -111,7 +111,7 @@ def _read_rows(task: Task, found: Split, content: bytes):
         return
     reader, complaints = csv_reader(io.StringIO(text, newline="")), Counter()
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
+        header = [name.strip() for name in next(reader, [])]
         wanted = 2 if task.pair else 1
         columns = [i for i, name in enumerate(header) if name != "label"][:wanted]
         if "label" not in header or len(columns) < wanted or (not task.pair and "sequence" not in header):

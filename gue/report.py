@@ -383,7 +383,7 @@ def insert(page: Path, report: str):
     write_text_atomically(page, f"{before}{BEGIN}\n\n{report}\n{END}{rest.split(END)[1]}")
 
 
-def _gather(paths: list[Path]) -> list[dict[str, str]]:
+def gather_rows(paths: list[Path]) -> list[dict[str, str]]:
     """
     Rows of several results files.
 
@@ -424,7 +424,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         check_writable(arguments.output_dir, "--output_dir")
-        rows = _gather(arguments.results)
+        rows = gather_rows(arguments.results)
         measured = measured_scores(rows)
         if not measured:
             raise ResultsError(f"{', '.join(map(str, arguments.results))}: no results yet")

@@ -6,8 +6,8 @@ from pathlib import Path
 import gradio as gr
 import pandas
 
-from gue.report import COMPARISONS, METRIC_NAMES, measured_scores, published_scores
-from gue.results import ResultsError, read_results
+from gue.report import COMPARISONS, METRIC_NAMES, gather_rows, measured_scores, published_scores
+from gue.results import ResultsError
 from gue.tasks import TASKS
 from space.inputs import InputError
 from space.parts import QUICK, guarded
@@ -82,9 +82,7 @@ def measurements() -> dict[str, tuple[str, str]]:
 
 def gue_table() -> tuple[list[str], list[list[str]]]:
     """Headers and rows: measured scores x100 (mean ± deviation over seeds) beside the published ones, by task."""
-    measured: dict = {}
-    for path in sorted(GUE_RESULTS.glob("*.csv")):
-        measured |= measured_scores(read_results(path))
+    measured = measured_scores(gather_rows(sorted(GUE_RESULTS.glob("*.csv"))))
     comparison = COMPARISONS[0]
     published = published_scores(comparison.source)
     rows = []

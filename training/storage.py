@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from tokenization.locks import locked_folder
+
 SETTINGS_FILE = "run_settings.json"  # in checkpoints and finished folders: what the run was asked for
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # How a full disk reads where a library drops the number of the error: safetensors (twice), numpy, torch (twice).
@@ -49,6 +51,32 @@ def check_writable(folder: str | Path, flag: str):
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise StorageError(f"{flag} {folder}: cannot write to {existing} ({error.strerror})") from None
+
+
+@contextmanager
+def alone_in(folder: str | Path, process_index: int = 0) -> Iterator[None]:
+    """
+    Keep a second run out of an output folder until the block ends, or the process; the first process of a run does it.
+
+    A folder that is not there is made, and removed again if nothing was written into it.
+
+    Raises:
+        StorageError: another run holds the folder.
+    """
+    if process_index != 0:
+        yield
+        return
+    folder = Path(folder)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder) as free:
+        if not free:
+            raise StorageError(f"{folder}: another run writes into this folder; wait until it has ended")
+        try:
+            yield
+        finally:
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def test_damaged_gzip_is_named(data_dir, train):
     "old, new, message",
     [
         (b"sequence,label", b"seq,label", "line 1: the columns are seq,label, not sequence,label"),
+        (b"sequence,label", b"Sequence,Label", "line 1: the columns are Sequence,Label, not sequence,label"),
         (b"sequence,label", b"sequence\tlabel", "line 1: the fields are separated by '\\t', not by commas"),
         (b",1\r\n", b",2\r\n", "label '2' in 1 rows; the labels are 0 to 1"),
         (b",1\r\n", b",bound\r\n", "label 'bound' in 1 rows"),

@@ -13,6 +13,7 @@ from tests.training.classification_runs import (
     write_table,
 )
 from tests.training.conftest import random_dna
+from training.storage import alone_in
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -168,6 +169,12 @@ def test_a_task_that_has_a_dev_split_needs_its_file(mouse_task, seen):
 def test_wrong_settings_end_in_one_line(settings, changes, message, capsys):
     found = error_of(settings, **changes) + capsys.readouterr().err
     assert message in found
+
+
+def test_a_second_run_in_the_same_folder_is_refused(settings):
+    with alone_in(settings["output_dir"]):
+        assert "another run writes into this folder" in error_of(settings)
+        assert not any(Path(settings["output_dir"]).iterdir())
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

@@ -33,6 +33,7 @@ from training.command_line import RECIPES, SettingsError
 from training.layers import LowPrecisionLayerNorm, compile_feed_forward, use_low_precision_layernorm
 from training.loading import load_config, load_model
 from training.stopping import StepGuard
+from training.storage import alone_in
 from training.trainer import MlmTrainer
 
 CONFIGS = RECIPES.parent / "accelerate_configs"
@@ -152,6 +153,12 @@ def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, 
         changes["train_file"] = tmp_path
     settings = {name: value for name, value in (settings | changes).items() if value is not None}
     assert expected in error_of(settings, capsys)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(settings, capsys):
+    with alone_in(settings["output_dir"]):
+        assert "another run writes into this folder" in error_of(settings, capsys)
+        assert not any(Path(settings["output_dir"]).iterdir())
 
 
 def test_a_token_budget_below_two_sequences_says_what_to_raise(settings, capsys):

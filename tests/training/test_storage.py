@@ -3,7 +3,7 @@
 import pytest
 from safetensors import SafetensorError
 
-from training.storage import StorageError, check_writable, writing_into
+from training.storage import StorageError, alone_in, check_writable, writing_into
 
 
 def failing(error: Exception, folder):
@@ -44,3 +44,23 @@ def test_an_error_of_reading_a_file_elsewhere_stays_what_it_is(tmp_path):
 def test_an_error_of_computing_stays_what_it_is(tmp_path):
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         failing(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), tmp_path)
+
+
+def test_one_run_at_a_time_has_a_folder(tmp_path):
+    with alone_in(tmp_path / "run"):
+        with pytest.raises(StorageError, match=f"{tmp_path}/run: another run writes into this folder; wait until"):
+            with alone_in(tmp_path / "run"):
+                pass
+        with alone_in(tmp_path / "run", process_index=1):  # another process of the run
+            (tmp_path / "run" / "weights").touch()
+    with alone_in(tmp_path / "run"):
+        assert (tmp_path / "run" / "weights").exists()
+
+
+def test_a_folder_that_nothing_was_written_into_is_not_left_behind(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        with pytest.raises(ValueError):
+            with alone_in(tmp_path / name):
+                raise ValueError
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
