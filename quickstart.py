@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from corpus.fasta import FastaError, read_fasta
-from corpus.synthetic import write_synthetic_genomes
+from corpus.synthetic import SPECIES, write_synthetic_genomes
 from tokenization.tokenizer_files import write_text_atomically
 
 ROOT = Path(__file__).resolve().parent
@@ -84,6 +84,12 @@ def run_folder(parent: Path, settings: dict) -> Path:
 def identity(files: list[Path]) -> list:
     """What tells one set of input files from another: path, size, time of change. Raises OSError when one is absent."""
     return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def synthetic_genomes(folder: Path) -> list[Path]:
+    """Those of an earlier run when all of them are there, else new ones."""
+    paths = [folder / f"{name}.fa.gz" for name in SPECIES]
+    return paths if all(path.is_file() for path in paths) else write_synthetic_genomes(folder)
 
 
 def own_genome(files: list[Path], output: Path) -> list[Path]:
@@ -245,7 +251,7 @@ def main() -> None:
         genomes = own_genome(options.fasta, output)
         check_size(genomes)
     else:
-        genomes = sorted((output / "genomes").glob("*.fa.gz")) or write_synthetic_genomes(output / "genomes")
+        genomes = synthetic_genomes(output / "genomes")
     description, sequence = example_sequence(genomes)
     if not (output / "tokenizer" / "tokenizer.json").is_file():
         arguments = [*map(str, genomes), "--vocab-size", str(VOCABULARY), "--output", str(output / "tokenizer")]

@@ -109,6 +109,10 @@ FREE_TO_CHANGE = ("recipe", "trust_remote_code", "attn_implementation")  # betwe
 FIXED_TRAINING_SETTINGS = (
     "seed",
     "learning_rate",
+    "optim_args",
+    "lr_scheduler_kwargs",
+    "neftune_noise_alpha",
+    "collapse_patience",
     "global_batch_size",
     "max_steps",
     "num_train_epochs",
@@ -446,16 +450,15 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: FineTu
     set_seed(args.seed)
     classifier = build_classifier(model_args, data_args, data)
     trainer = build_trainer(classifier, data, args, settings)
+    datasets = {split: SequenceDataset(examples, classifier.sequences) for split, examples in data.splits.items()}
+    for split, dataset in datasets.items():  # now, not when the training is over
+        dataset.check_lengths(trainer.views[: 1 if split == "train" else None])
     if args.overwrite_output_dir and args.should_save:
         for old in checkpoints_in(args.output_dir):
             shutil.rmtree(old)
     results = train(trainer, checkpoint)
     results |= count_parameters(classifier.model)
-    logits = {
-        split: trainer.predict_logits(SequenceDataset(examples, classifier.sequences))
-        for split, examples in data.splits.items()
-        if split != "train"
-    }
+    logits = {split: trainer.predict_logits(dataset) for split, dataset in datasets.items() if split != "train"}
     if data.labels.problem_type == REGRESSION:
         scale_outputs(classifier.model, *label_scale(data.splits["train"].labels, data.labels))
     if model_args.merge_lora:

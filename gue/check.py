@@ -21,9 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from gue.tasks import SPLITS, KnownSplit, Task, UnknownTaskError, find_tasks
+from tokenization.tokenizer_files import write_text_atomically
 from training.classification_data import MISSING, read_letters
 from training.sources import csv_reader
-from training.storage import StorageError, check_writable
+from training.storage import StorageError, check_writable, writing_into
 
 MAX_MESSAGES = 3  # of one kind in one file
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
@@ -359,11 +360,16 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [task.name for task in good if not task.splits]:
         print(f"complete, but nothing is known to compare with: {', '.join(unknown)}")
     if arguments.csv and rows:
-        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            with writing_into(arguments.csv.parent, lambda: "make room and run the same command again"):
+                arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+                write_text_atomically(arguments.csv, table.getvalue())
+        except StorageError as error:
+            sys.exit(f"error: {error}")
     return int(bool(absent or bad))
 
 

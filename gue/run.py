@@ -256,11 +256,11 @@ def check_name(arguments: argparse.Namespace):
 def read_settings(settings: list[str]) -> argparse.Namespace:
     """Those flags of run_classification.py that matter here, also where a recipe gives them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--recipe", "--tokenizer_name"):
-        parser.add_argument(flag)
-    parser.add_argument("--learning_rate", type=float)
-    for flag in ("--use_lora", "--trust_remote_code"):
-        parser.add_argument(flag, nargs="?", const="true", default="false")
+    parser.add_argument("--recipe")
+    parser.add_argument("--tokenizer_name", "--tokenizer-name")
+    parser.add_argument("--learning_rate", "--learning-rate", type=float)
+    for flag in ("use_lora", "trust_remote_code"):
+        parser.add_argument(f"--{flag}", f"--{flag.replace('_', '-')}", nargs="?", const="true", default="false")
     return parser.parse_known_args([*recipe_flags(parser.parse_known_args(settings)[0].recipe), *settings])[0]
 
 

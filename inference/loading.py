@@ -220,5 +220,5 @@ def _tokenizer(source: str) -> PreTrainedTokenizerFast:
         source = base_of_adapter(folder)
     try:
         return PreTrainedTokenizerFast.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library has no kind of its own for a damaged file
         raise ModelError(f"{source}: no tokenizer that can be loaded ({str(error).splitlines()[0]})") from None

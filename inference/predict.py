@@ -70,8 +70,8 @@ class BasePredictor:
         """(records, labels) as a view reads them."""
         raise NotImplementedError
 
-    def checked(self, record: SequenceRecord) -> SequenceRecord:
-        """The record; raises TooLongError when the model cannot read it whole."""
+    def checked(self, number: int, record: SequenceRecord) -> SequenceRecord:
+        """The record of this number; raises TooLongError when the model cannot read it whole."""
         return record
 
 
@@ -128,11 +128,11 @@ class Predictor(BasePredictor):
                 logits[rows] = self.model(**inputs).logits.float().cpu().numpy()
         return logits
 
-    def checked(self, record: SequenceRecord) -> SequenceRecord:
-        """The record; raises TooLongError when the model cannot read it whole."""
+    def checked(self, number: int, record: SequenceRecord) -> SequenceRecord:
+        """The record of this number; raises TooLongError when the model cannot read it whole."""
         if self.classifier.sequences.max_length is not None and not self.classifier.sequences.truncate:
             for view in self.views:
-                self._sample(0, record, view)
+                self._sample(number, record, view)
         return record
 
     def _sample(self, number: int, record: SequenceRecord, view: View) -> dict:
@@ -214,9 +214,9 @@ def predict_file(options: argparse.Namespace):
 
     def read():
         columns = (options.sequence_column, options.name_column, options.pair_column)
-        for record in read_records(options.input, options.genome, *columns):
+        for number, record in enumerate(read_records(options.input, options.genome, *columns)):
             try:
-                yield predictor.checked(record)
+                yield predictor.checked(number, record)
             except TooLongError as error:
                 raise TooLongError(f"{options.input}, {error}") from None
 

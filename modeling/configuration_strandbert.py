@@ -84,6 +84,18 @@ class StrandBertConfig(PretrainedConfig):
             raise ValueError(f"classifier_pooling is {classifier_pooling!r}; it must be one of {CLASSIFIER_POOLINGS}")
         if num_attention_heads < 1 or hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_attention_heads {num_attention_heads}")
+        for name, size in (
+            ("vocab_size", vocab_size), ("hidden_size", hidden_size), ("intermediate_size", intermediate_size)
+        ):  # fmt: skip
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be 1 or more")
+        for name, share in (
+            ("hidden_dropout_prob", hidden_dropout_prob),
+            ("attention_probs_dropout_prob", attention_probs_dropout_prob),
+            ("classifier_dropout", classifier_dropout or 0),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; it must lie from 0 to 1")
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         # Names no activation of transformers, so that stock BERT classes refuse these weights instead of ignoring them.
         kwargs["hidden_act"] = {"gelu": "geglu", "silu": "swiglu"}[glu_activation]

@@ -106,6 +106,9 @@ def embed_token_ids(
     depth = depth_of(model.config, layer)
     batch_tokens = BATCH_TOKENS.get(model.device.type, 65536) if batch_tokens is None else batch_tokens
     drop, unknown = _outer_ids(model.config), model.config.unk_token_id
+    for i, ids in enumerate(input_ids if pooling in ("mean", "max") else ()):
+        if bool(torch.isin(ids, drop).all()):
+            raise ValueError(f"sequence {i} has no token to take the {pooling} of: too short for this tokenizer")
     pieces = [piece for i, ids in enumerate(input_ids) for piece in _windows(i, ids, window, overlap, drop)]
     results: list = [None] * len(input_ids)
     parts: dict[int, dict[int, tuple]] = {}

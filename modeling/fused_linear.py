@@ -123,13 +123,14 @@ def _cpu_vendor() -> str:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """A bare nn.Linear: nothing that a call of the module would do is lost by reading its weight (accelerate's
-    offloading replaces `forward` on the instance)."""
+    """A bare nn.Linear: nothing that a call of this module would do is lost by reading its weight (accelerate's
+    offloading replaces `forward` on the instance). Hooks on all modules at once are not looked at."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
         and "forward" not in vars(module)
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
     )
 
 

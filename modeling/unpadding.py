@@ -82,8 +82,8 @@ class SequenceLayout:
         return groups
 
     def filled(self, tokens: Tensor) -> tuple[Tensor, "SequenceLayout"]:
-        """`tokens` (total_tokens, ...) with rows of zeros up to the next usual size, and a layout in which these rows
-        are more sequences, none longer than the others. The first total_tokens rows stand as before."""
+        """`tokens` (total_tokens, ...) with copies of the last row up to the next usual size, and a layout in which
+        these rows are more sequences, none longer than the others. The first total_tokens rows stand as before."""
         total = usual_size(len(tokens))
         if total == len(tokens):
             return tokens, self
@@ -230,11 +230,14 @@ def usual_size(rows: int) -> int:
 
 
 def filled(tokens: Tensor) -> Tensor:
-    """(rows, ...) -> (`usual_size(rows)`, ...) by rows of zeros; on a CPU only, and not while tracing."""
+    """(rows, ...) -> (`usual_size(rows)`, ...) by copies of the last row; on a CPU only, and not while tracing.
+
+    Rows of zeros would give LayerNorm a variance of 0, whose root's reciprocal is infinite in fp16.
+    """
     if tokens.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return tokens
     missing = usual_size(len(tokens)) - len(tokens)
-    return torch.cat([tokens, tokens.new_zeros(missing, *tokens.shape[1:])]) if missing else tokens
+    return torch.cat([tokens, tokens[-1:].detach().expand(missing, *tokens.shape[1:])]) if missing else tokens
 
 
 def layout_from_mask(batch_size: int, length: int, attention_mask: Tensor | None, device) -> SequenceLayout:

@@ -44,6 +44,22 @@ def test_a_genome_becomes_a_model_that_fills_masks_and_running_again_goes_on(tmp
     assert (model / "model.safetensors").read_bytes() == weights
 
 
+def test_synthetic_genomes_of_an_interrupted_run_are_completed_and_whole_ones_kept(tmp_path, monkeypatch):
+    written = []
+
+    def write(folder):
+        written.append(folder)
+        return write_synthetic_genomes(folder, 10_000)
+
+    monkeypatch.setattr(quickstart, "write_synthetic_genomes", write)
+    paths = quickstart.synthetic_genomes(tmp_path)
+    assert sorted(paths) == sorted(tmp_path.iterdir()) and len(paths) == 2
+    assert quickstart.synthetic_genomes(tmp_path) == paths and len(written) == 1
+    paths[1].unlink()
+    assert quickstart.synthetic_genomes(tmp_path) == paths and len(written) == 2
+    assert paths[1].is_file()
+
+
 def test_a_file_that_is_not_fasta_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("gene expression\n")
     with pytest.raises(FastaError, match=r"notes\.txt"):

@@ -1,5 +1,6 @@
 """From files to training words: maximal ACGT runs, cut every `word_length` bases."""
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,7 @@ def _read_text(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                yield f"{path}, line {number}", line
+                yield f"{path}, line {number}", line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged or truncated gzip file after line {number}: {error}") from error
 
@@ -51,18 +52,18 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, bytes]]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if "sequence" not in file.schema_arrow.names:
+                raise ValueError(f"{path}: no column `sequence`; it has {', '.join(file.schema_arrow.names)}")
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=["sequence"]):
+                for sequence in batch.column(0).to_pylist():
+                    row += 1
+                    if not isinstance(sequence, str | bytes):
+                        raise ValueError(f"{path}, row {row}: column 'sequence' holds {sequence!r}, no sequence")
+                    yield f"{path}, row {row}", sequence.encode() if isinstance(sequence, str) else sequence
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
-    if "sequence" not in file.schema_arrow.names:
-        raise ValueError(f"{path}: no column `sequence`; it has {', '.join(file.schema_arrow.names)}")
-    row = 0
-    for batch in file.iter_batches(batch_size=1024, columns=["sequence"]):
-        for sequence in batch.column(0).to_pylist():
-            if sequence is None:
-                raise ValueError(f"{path}, row {row}: the sequence is missing")
-            yield f"{path}, row {row}", sequence.encode() if isinstance(sequence, str) else sequence
-            row += 1
 
 
 @dataclass

@@ -240,8 +240,8 @@ class FineTuningArguments(RunArguments):
     def __post_init__(self):
         self.rows_given = self.per_device_train_batch_size is not None
         if not self.rows_given:
-            share = (self.global_batch_size or 32) // int(os.environ.get("WORLD_SIZE", 1))
-            self.per_device_train_batch_size = max(1, min(32, share))
+            share = max(1, (self.global_batch_size or 32) // int(os.environ.get("WORLD_SIZE", 1)))
+            self.per_device_train_batch_size = max(rows for rows in range(1, 33) if share % rows == 0)
         if self.eval_strategy not in ("steps", "epoch"):
             raise ValueError(f"eval_strategy is {self.eval_strategy!r}; the best step is found by steps or epoch")
         self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps

@@ -161,7 +161,7 @@ class SequenceDataset(torch.utils.data.Dataset):
     Samples of one split: dicts of input_ids, label and, for pairs, token_type_ids.
 
     Args:
-        augmentation, seed: random changes; None reads the rows as they are.
+        augmentation, seed: random changes; None reads the rows as they are, as do changes that leave too many tokens.
     """
 
     def __init__(
@@ -185,11 +185,21 @@ class SequenceDataset(torch.utils.data.Dataset):
         if self.augmentation.reverse_complement and rng.integers(2):
             sequences = [reverse_complement(sequence) for sequence in sequences]
         cuts = [random_cuts(len(sequence), self.augmentation.cut_probability, rng) for sequence in sequences]
-        return self._sample(row, sequences, cuts)
+        try:
+            return self._sample(row, sequences, cuts)
+        except TooLongError:  # changed, it has more tokens than as it stands
+            return self.sample(row)
 
     def sample(self, row: int, view: View | None = None) -> dict:
         """A row as a view reads it, not augmented."""
         return self._sample(row, *(view or View()).read(self.examples.row(row), row))
+
+    def check_lengths(self, views: Sequence[View] = (View(),)):
+        """Raise TooLongError for the first row that the model cannot read whole."""
+        if self.tokenizer.max_length is not None and not self.tokenizer.truncate:
+            for row in range(len(self)):
+                for view in views:
+                    self.sample(row, view)
 
     def _sample(self, row: int, sequences: list[bytes], cuts: list[tuple[int, ...]]) -> dict:
         ids, types = self.tokenizer.encode(sequences, cuts, self.examples.where[row])

@@ -126,7 +126,7 @@ def load_tokenizer(source: str, config, trust_remote_code: bool = False) -> PreT
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the library has no kind of its own for a damaged file
         raise ModelError(f"no tokenizer at {source} ({error}); name one with --tokenizer_name") from None
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no padding token; batches need one")

@@ -62,9 +62,12 @@ class _Parser(HfArgumentParser):
 
 
 def _read_settings(path: Path) -> dict:
-    content = yaml.safe_load(path.read_text())  # JSON is YAML
+    try:
+        content = yaml.safe_load(path.read_text())  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError("a file of settings holds lines of the form name: value")
+        raise SettingsError(f"{path}: a file of settings holds lines of the form name: value")
     return content
 
 
@@ -93,6 +96,8 @@ def _as_flags(settings: dict) -> list[str]:
     """The words of a command line; of null and of an empty list none, which leaves the default."""
     flags = []
     for name, value in settings.items():
+        if value is False and name.endswith("_strategy"):
+            value = "no"  # which YAML reads as false
         values = value if isinstance(value, list) else [] if value is None else [value]
         words = [json.dumps(value) if isinstance(value, dict) else str(value) for value in values]
         flags += [f"--{name}", *words] if words else []

@@ -48,7 +48,7 @@ class ExactTrainer(Trainer):
         settings: dict,
         **kwargs,
     ):
-        self.keep_checkpoints = args.save_total_limit
+        self.keep_checkpoints = max(0, args.save_total_limit or 0)  # below 0 transformers keeps all, too
         args.save_total_limit = None  # Trainer deletes the old checkpoint before the new one is known to be whole
         super().__init__(model=model, args=args, **kwargs)
         self.tokenizer = tokenizer

@@ -36,7 +36,7 @@ def load_config(model_args: ModelArguments, max_seq_length: int) -> StrandBertCo
         raise SettingsError("name a model to go on from (--model_name_or_path) or a configuration (--config_name)")
     try:
         content, _ = StrandBertConfig.get_config_dict(source)
-    except OSError as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two where it is no dictionary
         raise SettingsError(f"no configuration at {source}: {error}") from None
     if content.get("model_type") != StrandBertConfig.model_type:
         raise SettingsError(
@@ -71,7 +71,10 @@ def load_tokenizer(model_args: ModelArguments, config: StrandBertConfig) -> PreT
             f"no tokenizer at {source}: {reason}; name one with --tokenizer_name, or train one: "
             "python -m tokenization.train FASTA --output FOLDER"
         ) from None
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+    except Exception as error:  # the library has no kind of its own for a damaged file
+        raise SettingsError(f"tokenizer {source} cannot be read: {error}") from None
     for name in ("unk", "cls", "sep", "pad", "mask"):
         in_tokenizer, in_config = getattr(tokenizer, f"{name}_token_id"), getattr(config, f"{name}_token_id")
         if in_tokenizer != in_config:

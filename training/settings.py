@@ -26,7 +26,8 @@ RESULT_SETTINGS = set(
     "sequence_order sequence_length_schedule streaming max_train_samples seed global_batch_size "
     "global_batch_tokens learning_rate lr_scheduler_type warmup_ratio warmup_steps max_steps num_train_epochs "
     "optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm bf16 fp16 low_precision_layernorm "
-    "lr_scheduler_kwargs optim_args label_smoothing_factor neftune_noise_alpha".split()
+    "lr_scheduler_kwargs optim_args label_smoothing_factor neftune_noise_alpha "
+    "packing per_device_train_batch_size per_device_train_batch_tokens".split()  # dropout is drawn pass by pass
 )
 # Those of them that are the same when they lead to the same place.
 PATH_SETTINGS = set("model_name_or_path config_name tokenizer_name train_file validation_file".split())

@@ -112,7 +112,8 @@ def matmul_peak(device_type: str, dtype: torch.dtype) -> float:
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         a, b = (torch.randn(size, size, device=device_type).to(dtype) for _ in range(2))
         products = [lambda: a @ b]
-        if device_type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        with_onednn = device_type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+        if with_onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
         return 2 * size**3 / min(_fastest(product, device_type) for product in products)
 

@@ -1,6 +1,8 @@
 """What a download is checked for, and what the message says."""
 
+import errno
 import gzip
+import os
 
 import pytest
 
@@ -199,6 +201,19 @@ def test_table_that_cannot_be_written_is_said_at_the_start(data_dir, train, tmp_
         assert f"error: {message}" in printed.err and not printed.out
     main([str(data_dir), "--tasks", "tf/0", "--csv", str(tmp_path / "new/folder/x.csv")])
     assert (tmp_path / "new/folder/x.csv").exists()
+
+
+def test_a_table_of_an_earlier_check_survives_a_full_disk(data_dir, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = [str(data_dir), "--tasks", "tf/0", "--csv", str(tmp_path / "x.csv")]
+    main(command)
+    before = (tmp_path / "x.csv").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit, match=f"error: cannot write to {tmp_path}: the disk is full"):
+        main(command)
+    assert before and (tmp_path / "x.csv").read_bytes() == before
 
 
 def test_command_names_near_tasks(data_dir, capsys):

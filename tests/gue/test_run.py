@@ -318,6 +318,7 @@ def test_learning_rates_are_those_of_the_script_and_the_paper(flags, tmp_path):
     output = ["--output_dir", str(tmp_path)]
     assert parse([*flags, *output])[1].learning_rates == [3e-5]
     assert parse([*flags, *output, "--", "--use_lora"])[1].learning_rates == [1e-4]
+    assert parse([*flags, *output, "--", "--use-lora"])[1].learning_rates == [1e-4]
     assert parse([*flags, *output, "--", "--use_lora=False"])[1].learning_rates == [3e-5]
 
 

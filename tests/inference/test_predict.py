@@ -1,5 +1,6 @@
 """`python -m inference.predict`: any saved classifier, its labels by name, equal to calling the model."""
 
+import json
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from inference import jobs, predict
 from modeling import StrandBertForSequenceClassification, StrandBertModel, memory
+from training.classification_batches import StrandBertTokenizer, views_of
 
 from ..conftest import ROOT
 from .conftest import random_sequences, save_model
@@ -244,6 +246,24 @@ def test_sequences_too_long_for_a_model_are_found_before_anything_is_computed(ta
         command(table, tmp_path / "bert")
     assert not list(tmp_path.glob("*.parts"))
     assert len(scores(command(table, tmp_path / "bert", "--truncate"))) == len(SEQUENCES)
+
+
+def test_other_tokens_that_are_too_many_are_found_before_anything_is_computed(tmp_path, classifier_folder, monkeypatch):
+    sequence = random_sequences(3, [120])[0]
+    tokenizer = StrandBertTokenizer(PreTrainedTokenizerFast.from_pretrained(classifier_folder))
+    views = views_of(False, 4, 0.05)
+    counts = [
+        max(len(tokenizer.encode(*view.read([sequence.encode()], number))[0]) for view in views) for number in range(40)
+    ]
+    worst = counts.index(max(counts))
+    assert counts[0] < counts[worst]
+    folder = shutil.copytree(classifier_folder, tmp_path / "limited")
+    config = json.loads((folder / "config.json").read_text()) | {"max_sequence_tokens": counts[worst] - 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "in.csv").write_text("sequence\n" + f"{sequence}\n" * 40)
+    monkeypatch.delattr(predict.Predictor, "logits")
+    with pytest.raises(SystemExit, match=f"in.csv, line {worst + 2}, .*: {counts[worst]} tokens, more than the"):
+        command(tmp_path / "in.csv", folder, "--average-tokens", "4", "--augment-tokens", "0.05")
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(table, classifier_folder, monkeypatch):

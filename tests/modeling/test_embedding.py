@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling import StrandBertConfig, StrandBertForMaskedLM, StrandBertModel
 from modeling import memory as memory_module
 from modeling.embedding import embed_token_ids
+from tokenization.kmer import save_overlapping_kmer_tokenizer
 
 from ..conftest import ROOT
 from ..inference.conftest import SIZES, random_sequences, save_model
@@ -165,6 +166,15 @@ def test_a_model_from_nowhere_asks_for_a_tokenizer(tokenizer):
     with pytest.raises(ValueError, match="tokenizer=..."):
         model.embed("ACGT")
     assert model.embed("ACGT", tokenizer=tokenizer).shape == (32,)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_sequence_without_a_token_is_named(model, tmp_path, pooling):
+    save_overlapping_kmer_tokenizer(6, tmp_path)
+    kmers = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    with pytest.raises(ValueError, match=f"sequence 1 has no token to take the {pooling} of"):
+        model.embed(["ACGTACGTAA", "ACGT"], tokenizer=kmers, pooling=pooling)
+    assert model.embed(["ACGTACGTAA", "ACGT"], tokenizer=kmers, pooling="cls").isfinite().all()
 
 
 def test_a_foreign_tokenizer_is_refused(folder, tokenizer):

@@ -113,12 +113,15 @@ def test_modules_that_are_more_than_a_linear_layer_are_called(calls):
             return super().forward(x) + 1
 
     adapted = Adapted(40, 33)
-    x = torch.randn(5, 40)
+    x = torch.randn(5, 40, requires_grad=True)
     assert torch.equal(linear(adapted, x), adapted(x))
     hooked, fired = layer(torch.float32), []
-    hooked.register_forward_hook(lambda *_: fired.append(1))
+    hooked.register_forward_hook(lambda *_: fired.append("forward"))
     linear(hooked, x)
-    assert fired and not calls
+    hooked = layer(torch.float32)
+    hooked.register_full_backward_pre_hook(lambda *_: fired.append("backward"))
+    linear(hooked, x).sum().backward()
+    assert fired == ["forward", "backward"] and not calls
 
 
 def test_lora_adapters_stay_in_effect():

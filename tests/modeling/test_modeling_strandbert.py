@@ -11,6 +11,7 @@ from modeling import (
     StrandBertModel,
     modeling_strandbert,
 )
+from modeling.unpadding import usual_size
 
 from .conftest import build, random_ids
 
@@ -245,6 +246,15 @@ def test_every_dtype_runs_forward_and_backward(dtype, backend):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gradients_are_finite_where_rows_are_filled_up(dtype):
+    model = build(StrandBertForMaskedLM, "sdpa", dtype=dtype).train()
+    ids = torch.arange(65)[None] % 20 + 5
+    assert usual_size(ids.numel()) > ids.numel()
+    model(ids, labels=ids).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_autocast_stays_close_to_fp32(backend):
     model, batch = build(StrandBertForMaskedLM, backend, initializer_range=0.05), ragged_batch()
     expected = model(**batch, labels=batch["input_ids"])
@@ -390,6 +400,8 @@ def test_labels_of_the_wrong_kind_are_explained():
         ({"classifier_head": "cls"}, "classifier_head is 'cls'"),
         ({"classifier_pooling": "sum"}, "classifier_pooling is 'sum'"),
         ({"hidden_size": 30, "num_attention_heads": 4}, "30 is not divisible by num_attention_heads 4"),
+        ({"intermediate_size": -1}, "intermediate_size is -1; it must be 1 or more"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5; it must lie from 0 to 1"),
     ],
 )
 def test_configurations_that_cannot_work(changes, message):

@@ -71,11 +71,12 @@ def test_both_strands_add_the_reverse_complement(tmp_path, fasta):
 
 def test_all_input_formats_give_the_same_vocabulary(tmp_path, fasta):
     (tmp_path / "lines.txt").write_text("\n".join(SEQUENCES))
+    (tmp_path / "marked.txt").write_text("\n".join(SEQUENCES), encoding="utf-8-sig")  # with a byte order mark
     (tmp_path / "lines.txt.gz").write_bytes(gzip.compress("\n".join(SEQUENCES).encode()))
     (tmp_path / "genome.fa.gz").write_bytes(gzip.compress(fasta.read_bytes()))
     pyarrow.parquet.write_table(pyarrow.table({"sequence": SEQUENCES}), tmp_path / "rows.parquet")
     written = set()
-    for name in ("genome.fa", "genome.fa.gz", "lines.txt", "lines.txt.gz", "rows.parquet"):
+    for name in ("genome.fa", "genome.fa.gz", "lines.txt", "marked.txt", "lines.txt.gz", "rows.parquet"):
         assert run(tmp_path / name, "--vocab-size", 200, "--output", tmp_path / f"out-{name}") == 0
         written.add((tmp_path / f"out-{name}" / "tokenizer.json").read_text())
     assert len(written) == 1
@@ -143,6 +144,24 @@ def test_a_parquet_file_without_sequences_says_what_it_has(tmp_path, capsys):
     pyarrow.parquet.write_table(pyarrow.table({"seq": ["ACGT"]}), tmp_path / "rows.parquet")
     assert run(tmp_path / "rows.parquet", "--output", tmp_path / "out") == 1
     assert "no column `sequence`; it has seq" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, 7, ["ACGT"]])
+def test_a_parquet_row_that_is_no_sequence_is_named(tmp_path, capsys, value):
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": [value]}), tmp_path / "rows.parquet")
+    assert run(tmp_path / "rows.parquet", "--output", tmp_path / "out") == 1
+    message = f"error: {tmp_path / 'rows.parquet'}, row 1: column 'sequence' holds {value!r}, no sequence"
+    assert message in capsys.readouterr().err
+
+
+def test_a_parquet_file_with_damaged_pages_is_named(tmp_path, capsys):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"sequence": SEQUENCES}), path, compression="snappy")
+    content = bytearray(path.read_bytes())
+    content[100:400] = bytes(300)
+    path.write_bytes(content)
+    assert run(path, "--output", tmp_path / "out") == 1
+    assert f"error: {path}: not a readable Parquet file" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):

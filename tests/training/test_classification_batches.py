@@ -12,6 +12,7 @@ from training.classification_batches import (
     LengthBucketSampler,
     SequenceDataset,
     StrandBertTokenizer,
+    TooLongError,
     View,
     evaluation_batches,
 )
@@ -94,6 +95,19 @@ def test_varied_tokens_spell_the_same_letters(strandbert_tokenizer, tokenizer, e
     plain = SequenceDataset(examples, strandbert_tokenizer)
     assert all(letters(tokenizer, dataset[0, row]) == examples.sequences[row] for row in range(len(examples)))
     assert any(len(dataset[0, row]["input_ids"]) > len(plain[0, row]["input_ids"]) for row in range(len(examples)))
+
+
+def test_a_row_that_no_longer_fits_when_its_tokens_vary_is_read_as_it_stands(tokenizer, examples):
+    plain = SequenceDataset(examples, StrandBertTokenizer(tokenizer))
+    longest = max(len(plain.sample(row)["input_ids"]) for row in range(len(examples)))
+    limited = SequenceDataset(examples, StrandBertTokenizer(tokenizer, longest), Augmentation(cut_probability=1.0))
+    limited.check_lengths()
+    as_they_stand = [limited[0, row]["input_ids"].tolist() == plain.sample(row)["input_ids"].tolist()
+                     for row in range(len(examples))]  # fmt: skip
+    assert any(as_they_stand)
+    assert all(len(limited[0, row]["input_ids"]) <= longest for row in range(len(examples)))
+    with pytest.raises(TooLongError, match=r"row \d+: \d+ tokens, more than the"):
+        limited.check_lengths([View(), View(variant=1, cut_probability=1.0)])
 
 
 def test_a_view_is_the_same_whatever_the_seed(strandbert_tokenizer, tokenizer, examples):

@@ -171,6 +171,23 @@ def test_wrong_settings_end_in_one_line(settings, changes, message, capsys):
     assert message in found
 
 
+@pytest.mark.parametrize("split", ["train_file", "validation_file", "test_file"])
+def test_a_row_that_is_too_long_is_named_before_training(settings, tmp_path, split, monkeypatch):
+    monkeypatch.delattr(run_classification, "train")
+    content = Path(settings[split]).read_text()
+    (tmp_path / "long.csv").write_text(f"{content}{random_dna(4000, seed=1)},0\n")
+    message = error_of(settings, max_seq_length=200, **{split: str(tmp_path / "long.csv")})
+    assert f"{tmp_path / 'long.csv'}, line {len(content.splitlines()) + 1}: " in message
+    assert "tokens, more than the 200 that fit; add --truncate" in message
+
+
+@pytest.mark.parametrize(("global_batch", "rows"), [(48, 24), (64, 32), (33, 11), (8, 8), (37, 1)])
+def test_rows_of_a_pass_divide_the_global_batch(settings, seen, global_batch, rows):
+    run(settings, global_batch_size=global_batch, per_device_train_batch_size=None)
+    assert seen["args"].per_device_train_batch_size == rows
+    assert seen["args"].gradient_accumulation_steps * rows == global_batch
+
+
 def test_a_second_run_in_the_same_folder_is_refused(settings):
     with alone_in(settings["output_dir"]):
         assert "another run writes into this folder" in error_of(settings)

@@ -166,6 +166,8 @@ def test_two_processes_take_the_same_global_batches_as_one(settings, tmp_path):
         ("bf16", True),
         ("max_grad_norm", 0.5),
         ("early_stopping", 3),
+        ("collapse_patience", 9),
+        ("optim_args", "x=1"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(settings, monkeypatch, name, value):

@@ -352,7 +352,7 @@ def test_going_back_to_an_earlier_checkpoint_does_not_lose_the_later_ones(settin
 
 
 def test_a_damaged_later_checkpoint_does_not_count_as_one_to_keep(settings):
-    folder = run(settings, save_total_limit=0)
+    folder = run(settings, save_total_limit=-1)  # all, as in transformers
     shutil.rmtree(folder / "checkpoint-8")
     (folder / "checkpoint-12" / COMPLETE).unlink()
     run(settings, max_steps=8, save_total_limit=1)

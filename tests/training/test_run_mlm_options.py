@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import run_mlm
 from modeling import StrandBertForSequenceClassification
 from tests.training.conftest import random_dna
 from tests.training.runs import (
+    ROOT,
     WARM_UP,
     assert_same_curve,
     assert_same_weights,
@@ -32,6 +34,7 @@ from tests.training.runs import (
 from training.command_line import RECIPES, SettingsError
 from training.layers import LowPrecisionLayerNorm, compile_feed_forward, use_low_precision_layernorm
 from training.loading import load_config, load_model
+from training.speed import PEAK_MATRIX, matmul_peak
 from training.stopping import StepGuard
 from training.storage import alone_in
 from training.trainer import MlmTrainer
@@ -146,6 +149,8 @@ def test_the_global_batch_of_a_recipe_is_kept_for_any_number_of_processes(monkey
         ({"mask_replace_prob": 0.95}, "must not be negative, nor exceed 1 together"),
         ({"train_file": "/"}, "a folder without Parquet files"),
         ({"model_name_or_path": "model"}, "--config_name describes a new one; give one of the two"),
+        ({"warmup_ratio": 6}, "6 % are a --warmup_ratio of 0.06"),
+        ({"warmup_ratio": -0.5}, "warm-up of -0.5 times the run"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, changes, expected):
@@ -405,6 +410,15 @@ def test_a_damaged_model_to_go_on_from_is_named(settings, tmp_path, capsys, dama
     assert f"--model_name_or_path {first} cannot be loaded" in message
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("content", ['{"model": ', "[1]"])
+def test_a_damaged_file_of_a_model_to_go_on_from_is_named(settings, tmp_path, capsys, name, content):
+    model = shutil.copytree(ROOT / "hub_configs" / "strandbert-tiny", tmp_path / "model")
+    (model / name).write_text(content)
+    message = error_of(going_on_from(model, settings), capsys)
+    assert message.startswith("run_mlm.py: error: ") and str(model) in message
+
+
 def test_a_fine_tuned_model_is_not_gone_on_from_with_a_random_head(settings, tmp_path, capsys):
     first = run(settings, max_steps=1)
     further = going_on_from(tmp_path / "tuned", settings) | {"tokenizer_name": settings["tokenizer_name"]}
@@ -424,3 +438,15 @@ def test_resuming_with_another_dropout_is_reported(settings, with_dropout, caplo
     run(settings, max_steps=4)
     run(with_dropout, max_steps=5)
     assert "Resuming with hidden_dropout_prob 0.1" in caplog.text and "was saved with 0.0" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "value"), [("packing", True), ("per_device_train_batch_size", 1)])
+def test_resuming_with_other_passes_is_reported(settings, caplog, name, value):
+    run(settings, max_steps=4)
+    run(settings, max_steps=5, **{name: value})
+    assert f"Resuming with --{name} {value}, but " in caplog.text
+
+
+def test_the_peak_of_matrix_products_is_measured_in_every_dtype(monkeypatch):
+    monkeypatch.setitem(PEAK_MATRIX, "cpu", 64)
+    assert all(matmul_peak.__wrapped__("cpu", dtype) > 0 for dtype in (torch.float32, torch.bfloat16, torch.float16))
