@@ -36,11 +36,12 @@ def load_config(model_args: ModelArguments, max_seq_length: int) -> StrandBertCo
         raise SettingsError("name a model to go on from (--model_name_or_path) or a configuration (--config_name)")
     try:
         content, _ = StrandBertConfig.get_config_dict(source)
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two where it is no dictionary
+    except OSError as error:
         raise SettingsError(f"no configuration at {source}: {error}") from None
-    if content.get("model_type") != StrandBertConfig.model_type:
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type != StrandBertConfig.model_type:
         raise SettingsError(
-            f"{source} describes a model of type {content.get('model_type')!r}, not {StrandBertConfig.model_type!r}; "
+            f"{source} describes a model of type {model_type!r}, not {StrandBertConfig.model_type!r}; "
             "a DNABERT-2 checkpoint has to be converted first (see hub_configs)"
         )
     try:
