@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from inference.reading import reverse_complement
@@ -197,7 +198,7 @@ class SequenceDataset(torch.utils.data.Dataset):
     def check_lengths(self, views: Sequence[View] = (View(),)):
         """Raise TooLongError for the first row that the model cannot read whole."""
         if self.tokenizer.max_length is not None and not self.tokenizer.truncate:
-            for row in range(len(self)):
+            for row in tqdm(range(len(self)), desc="looking for long rows", unit="row", disable=None, delay=3):
                 for view in views:
                     self.sample(row, view)
 
