@@ -184,7 +184,8 @@ def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML that can be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -221,4 +221,5 @@ def _tokenizer(source: str) -> PreTrainedTokenizerFast:
     try:
         return PreTrainedTokenizerFast.from_pretrained(source)
     except Exception as error:  # the library has no kind of its own for a damaged file
-        raise ModelError(f"{source}: no tokenizer that can be loaded ({str(error).splitlines()[0]})") from None
+        reason, *_ = str(error).split("\n")
+        raise ModelError(f"{source}: no tokenizer that can be loaded ({reason})") from None

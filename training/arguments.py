@@ -69,7 +69,7 @@ class RunArguments(TrainingArguments):
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed is {self.seed}; it must lie from 0 to {(1 << 32) - 1:,}")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
-            raise ValueError(f"warm-up of {self.warmup_ratio:g} times the run; 6 % are a --warmup_ratio of 0.06")
+            raise ValueError(f"warmup_ratio is {self.warmup_ratio:g}; it must lie from 0 to 1 (0.06 is 6 % of the run)")
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.global_batch_size is None:

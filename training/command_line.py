@@ -63,7 +63,8 @@ class _Parser(HfArgumentParser):
 
 def _read_settings(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text())  # JSON is YAML
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)  # JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

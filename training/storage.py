@@ -1,4 +1,4 @@
-"""Failures of writing, said in one line: which folder, why, and how to go on."""
+"""Output folders: one run at a time, failures of writing said in one line; digests of weights."""
 
 import errno
 import hashlib
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from tokenization.locks import locked_folder
 
 SETTINGS_FILE = "run_settings.json"  # in checkpoints and finished folders: what the run was asked for
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")  # files of a model folder
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # How a full disk reads where a library drops the number of the error: safetensors (twice), numpy, torch (twice).
 FULL_MESSAGES = ("os error 28", "os error 122", "requested and", "inline_container", "iostream error")
@@ -20,9 +21,6 @@ FULL_MESSAGES = ("os error 28", "os error 122", "requested and", "inline_contain
 
 class StorageError(OSError):
     """A folder that cannot be written to; the message names it, the reason, and what to do."""
-
-
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")  # files of a model folder
 
 
 def weights_digest(folder: str | Path | None) -> str:
@@ -71,7 +69,10 @@ def alone_in(folder: str | Path, process_index: int = 0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder) as free:
         if not free:
-            raise StorageError(f"{folder}: another run writes into this folder; wait until it has ended")
+            raise StorageError(
+                f"{folder}: another run writes into this folder; wait until it has ended, or stop it (the processes of "
+                "a launcher that was killed may still run)"
+            )
         try:
             yield
         finally:

@@ -149,8 +149,8 @@ def test_the_global_batch_of_a_recipe_is_kept_for_any_number_of_processes(monkey
         ({"mask_replace_prob": 0.95}, "must not be negative, nor exceed 1 together"),
         ({"train_file": "/"}, "a folder without Parquet files"),
         ({"model_name_or_path": "model"}, "--config_name describes a new one; give one of the two"),
-        ({"warmup_ratio": 6}, "6 % are a --warmup_ratio of 0.06"),
-        ({"warmup_ratio": -0.5}, "warm-up of -0.5 times the run"),
+        ({"warmup_ratio": 6}, "warmup_ratio is 6; it must lie from 0 to 1"),
+        ({"warmup_ratio": -0.5}, "warmup_ratio is -0.5; it must lie from 0 to 1"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(settings, capsys, tmp_path, changes, expected):
